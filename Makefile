@@ -107,6 +107,7 @@ bench: $(VENV)/dev.stamp
 	$(BIN)/python -m benchmarks.measured
 	$(BIN)/python -m benchmarks.memory
 	$(BIN)/python -m benchmarks.startup
+	$(BIN)/python -m benchmarks.plan_time
 	$(BIN)/python -m benchmarks.install
 
 bench-quality: $(VENV)/dev.stamp

@@ -97,8 +97,11 @@ def parse_index(data: bytes, name: str, where: str) -> dict[str, str]:
     weight_map = parse_object(data, index_file).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{index_file} has no weight_map; download it again")
+    inside: set[str] = set()
     for tensor, file in weight_map.items():
-        if not isinstance(file, str) or not stays_inside(file):
+        if isinstance(file, str) and (file in inside or stays_inside(file)):
+            inside.add(file)
+        else:
             raise CheckpointError(
                 f"{index_file} places tensor {shown(tensor)} in {shown(str(file))}, which is not a file name inside"
                 f" the checkpoint; download it again from a source you trust"

@@ -32,6 +32,11 @@ _PACKED = (
     ),
     (re.compile(r"\.weight_scale_2$"), "by NVIDIA ModelOpt (NVFP4)", "take the original 16-bit checkpoint"),
 )
+# A part of each name that `refuse_packed` refuses: most checkpoints have none of them.
+_SIGNS = (
+    *("SCB", "absmax", "quant_map", "quant_state", "weight_scale_2", ".biases", "flat_param"),
+    *(".lora_A.", ".base_layer.", ".qweight", ".weight_packed"),
+)
 _SIXTEEN_BITS = ("BF16", "F16", "F32", "F64")
 
 
@@ -67,7 +72,8 @@ def refuse_packed(tensors: Mapping[str, TensorInfo], where: str) -> None:
         UnsupportedError: the weights are packed by a quantizer.
         CheckpointError: an adapter is not merged, the weights are flattened by FSDP, or tensors are empty.
     """
-    for name in tensors:
+    every_name = "\n".join(tensors)
+    for name in tensors if any(sign in every_name for sign in _SIGNS) else ():
         for pattern, tool, remedy in _PACKED:
             if pattern.search(name):
                 raise UnsupportedError(f"{where} is quantized {tool} (it has {shown(name)}); {remedy}")

@@ -12,6 +12,7 @@ import os
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, NoReturn
 
 from quantkit.checkpoint.jsonfile import parse_object, shown
@@ -23,6 +24,7 @@ PREFIX_BYTES = 8
 MAX_HEADER_BYTES = 100_000_000
 _MAX_BITS = 2**63
 _GIT_LFS = b"version "
+_FIELDS = ("dtype", "shape", "data_offsets")
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,8 @@ def parse_header(header: bytes, file: str, file_size: int) -> Header:
     document = f"the header of {file}"
     if not header.startswith(b"{"):
         raise CheckpointError(f"{document} does not start with '{{', so it is not safetensors; download it again")
-    entries = parse_object(header, document, parse_int=_integer)
+    # most headers have no "-0", and the parser's own integers take less time
+    entries = parse_object(header, document, parse_int=_integer if b"-0" in header else int)
     _check_metadata(entries.pop("__metadata__", None), file)
     start = PREFIX_BYTES + len(header)
     tensors = {name: _tensor(name, entry, file, start) for name, entry in entries.items()}
@@ -104,19 +107,50 @@ def _check_text(text: str, file: str) -> None:
 
 
 def _tensor(name: str, entry: Any, file: str, start: int) -> TensorInfo:
+    """The tensor of an entry of the header; entries that are usual are accepted in less time than `_checked` takes."""
+    if not (name.isascii() and isinstance(entry, dict) and len(entry) == len(_FIELDS)):
+        return _checked(name, entry, file, start)
+    dtype, shape, offsets = map(entry.get, _FIELDS)
+    if not (type(dtype) is str and type(shape) is type(offsets) is list and len(offsets) == 2):
+        return _checked(name, entry, file, start)
+    if set(map(type, (*shape, *offsets))) != {int}:
+        return _checked(name, entry, file, start)
+    sizes, begin, end = tuple(shape), *offsets
+    nbytes = _tensor_bytes(dtype, sizes)
+    if nbytes is None or begin < 0 or end >= _MAX_BITS or end - begin != nbytes:
+        return _checked(name, entry, file, start)
+    return TensorInfo(name, dtype, sizes, file, start + begin, nbytes)
+
+
+@lru_cache(maxsize=4096)
+def _tensor_bytes(dtype: str, shape: tuple[int, ...]) -> int | None:
+    """Bytes of a tensor; None if `_checked` has an objection. The tensors of a mixture are of a few shapes."""
+    bits = DTYPE_BITS.get(dtype)
+    if bits is None:
+        return None
+    for size in shape:
+        bits *= size
+        if not (0 <= size < _MAX_BITS and bits < _MAX_BITS):
+            return None
+    return None if bits % 8 else bits // 8
+
+
+def _checked(name: str, entry: Any, file: str, start: int) -> TensorInfo:
+    """The tensor of any entry. Raises CheckpointError that names the problem."""
+
     def refuse(problem: str) -> NoReturn:
         raise CheckpointError(f"tensor {shown(name)} in the header of {file} {problem}; download the file again")
 
     _check_text(name, file)
     if not isinstance(entry, dict):
         refuse(f"is described by a JSON {type(entry).__name__}, not an object")
-    for key in ("dtype", "shape", "data_offsets"):
+    for key in _FIELDS:
         if key not in entry:
             refuse(f"has no {key}")
-    if len(entry) != 3:
-        extra = next(key for key in entry if key not in ("dtype", "shape", "data_offsets"))
+    if len(entry) != len(_FIELDS):
+        extra = next(key for key in entry if key not in _FIELDS)
         refuse(f"has a field the format does not know, {shown(extra)}")
-    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    dtype, shape, offsets = (entry[key] for key in _FIELDS)
     if not isinstance(dtype, str) or dtype not in DTYPE_BITS:
         refuse(f"has an unknown dtype {_quoted(dtype)}")
     if not isinstance(shape, list) or not all(_is_count(size) for size in shape):
@@ -174,5 +208,8 @@ def _is_count(value: Any) -> bool:
 
 
 def _quoted(value: Any) -> str:
-    text = json.dumps(value)
+    try:
+        text = json.dumps(value)
+    except RecursionError:  # its parser goes deeper
+        return "[...]"
     return text if len(text) <= 80 else text[:80] + "..."

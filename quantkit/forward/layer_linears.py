@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, cached_property
 
 from quantkit.forward import mamba2
 from quantkit.forward.config_keys import Config, given, head_dim
@@ -84,7 +84,7 @@ class _LayerNames:
     at: str
     names: Collection[str]
 
-    @property
+    @cached_property
     def hidden(self) -> int:
         return int(given(self.config, "hidden_size", "n_embd", "d_model", "dim"))
 
@@ -127,7 +127,7 @@ def _plain(part: Attention, layer: _LayerNames) -> _Part:
         first, step = (heads + kv_heads) * size, size
         if part.grouped:
             first, step = (shared_by + 1) * size, (shared_by + 2) * size
-    rows = tuple(first + head // shared_by * step + i for head in range(heads) for i in range(size))
+    rows = _rows_of_heads(first, step, heads, shared_by, size)
     out = Linear(at + part.out, heads * size, layer.hidden, part.form)
     # a gate with one row for each head saves nothing, and few loaders take such a shape
     per_head = part.gate_per_head(config)
@@ -283,8 +283,8 @@ def _indexer(
 def _feed_forward(
     part: FeedForward, layer: _LayerNames, key: str, down_key: str, expert: int | None = None, index: int | None = None
 ) -> _Part:
-    """`expert`: the expert's number, `index`: its index in stacked tensors."""
-    inner, at = part.inner(layer.config), layer.at + part.at
+    """`expert`: the expert's number, which `part.at` may have a place for; `index`: its index in stacked tensors."""
+    inner, at = part.inner(layer.config), layer.at + part.at.format(expert)
 
     def linear(name: str, n_in: int, n_out: int) -> Linear:
         return Linear(at + name, n_in, n_out, part.form, index)
@@ -312,6 +312,12 @@ def _rows_of_up(part: FeedForward, inner: int) -> tuple[int, ...]:
 def _rows(start: int, stop: int, step: int) -> tuple[int, ...]:
     # hundreds of experts share one tuple
     return tuple(range(start, stop, step))
+
+
+@cache
+def _rows_of_heads(first: int, step: int, heads: int, shared_by: int, size: int) -> tuple[int, ...]:
+    """The row of the values for each input of attention's last linear; all layers share one tuple."""
+    return tuple(first + head // shared_by * step + i for head in range(heads) for i in range(size))
 
 
 def _with_laurel(part: Laurel, layer: _LayerNames, attention: _Part) -> _Part:
@@ -377,8 +383,7 @@ def _experts(part: Experts, layer: _LayerNames, count: int) -> Iterator[_Part]:
         if stacked:
             yield _feed_forward(stacked, layer, key, down_key, expert, expert)
         elif part.expert:
-            single = replace(part.expert, at=part.expert.at.format(expert))
-            yield _feed_forward(single, layer, key, down_key, expert)
+            yield _feed_forward(part.expert, layer, key, down_key, expert)
 
 
 def _is_stacked(part: FeedForward, layer: _LayerNames) -> bool:

@@ -29,7 +29,7 @@ from quantkit.measurement.probes import (
 )
 from quantkit.planning.context import Context
 from quantkit.planning.devices import CPU, gpu_names
-from quantkit.planning.memory import PlannedTensor
+from quantkit.planning.planned_tensors import PlannedTensor
 from quantkit.planning.shape import ModelShape
 from quantkit.planning.speed import DeviceSpeed, Work, token_seconds, token_work
 from quantkit.scratch import scratch_folder

@@ -14,7 +14,7 @@ from quantkit.gguf.layout import lay_out
 from quantkit.gguf.metadata import plain_key
 from quantkit.gguf.types import block_size, row_bytes
 from quantkit.measurement.probe_weights import Weights, random_weights
-from quantkit.planning.memory import PlannedTensor
+from quantkit.planning.planned_tensors import PlannedTensor
 from quantkit.planning.shape import ModelShape, model_shape
 
 HEAD = 64

@@ -14,7 +14,7 @@ from quantkit.measurement.memory import Device, all_layers, distinct_layers, gpu
 from quantkit.measurement.speed import Speed, SpeedTests, measure_speed
 from quantkit.planning.context import Context
 from quantkit.planning.devices import CPU
-from quantkit.planning.memory import PlannedTensor
+from quantkit.planning.planned_tensors import PlannedTensor
 from quantkit.planning.shape import ModelShape
 from quantkit.planning.sources import open_source, tensors_as_they_are
 from quantkit.planning.speed import DeviceSpeed, token_work, tokens_per_second

@@ -2,9 +2,9 @@
 
 import fnmatch
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache, partial
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from quantkit.forward.layer_linears import layer_linears
 from quantkit.forward.linears import LayerLinears, Linear
 from quantkit.packed.config import QUANTIZE_CONFIG
 from quantkit.packed.formats import DTYPES, FolderRequest, Format, Names, Stored
-from quantkit.packed.layout import Shard, Stated, matrix_name, plan_folder, total_bytes
+from quantkit.packed.layout import Parts, Shard, every_tensor, folder_bytes, matrix_name, plan_folder
 from quantkit.packed.registry import FORMATS
 from quantkit.packed.writer import json_bytes
 from quantkit.quant.rounding import check_group
@@ -39,7 +39,7 @@ QUANTIZED_KEYS = ("quantization_config", "compression_config", "quantization")
 
 @dataclass(frozen=True)
 class FolderPlan:
-    """A folder that can be written. `quantized`: linears by name; `shards`: weight files; `head`: the output head.
+    """A folder that can be written. `quantized`: linears by name; `weights`: in file order; `head`: the output head.
 
     `stacks`: where the experts' linears are, by name, if the format has all experts of a layer in one tensor.
     `model_type`: of the folder's config.json, if its loader has a name of its own.
@@ -50,7 +50,7 @@ class FolderPlan:
     layers: tuple[LayerLinears, ...]
     quantized: Mapping[str, Linear]
     kept: tuple[str, ...]
-    shards: tuple[Shard, ...]
+    weights: tuple[tuple[str, Parts], ...]
     head: str = "lm_head"
     stacks: Mapping[str, Matrix] = field(default_factory=dict)
     model_type: str | None = None
@@ -64,10 +64,24 @@ class FolderPlan:
         """The format in folder names: AWQ, FP8."""
         return self.format.label
 
+    @cached_property
+    def shards(self) -> tuple[Shard, ...]:
+        """The weight files: their headers, and the place of every tensor."""
+        return tuple(plan_folder(every_tensor(self.weights), self.request.max_shard))
+
+    @cached_property
+    def _bytes(self) -> tuple[int, int]:
+        return folder_bytes(self.weights, self.request.max_shard)
+
     @property
     def size(self) -> int:
         """Bytes of the weight files."""
-        return total_bytes(self.shards)
+        return self._bytes[0]
+
+    @property
+    def tensor_bytes(self) -> int:
+        """Bytes of the tensors alone."""
+        return self._bytes[1]
 
     @property
     def names(self) -> Names:
@@ -151,7 +165,11 @@ def plan_folder_of(native: Native, layers: Sequence[LayerLinears], request: Fold
             raise UsageError(
                 f"--skip {pattern} matches no linear of this model; a linear name is for example {linears[0].name}"
             )
-    skipped = {linear.name: None for linear in linears if linear.kept or _is_skipped(linear.name, request.skip)}
+    skipped = {
+        linear.name: None
+        for linear in linears
+        if linear.kept or (request.skip and _is_skipped(linear.name, request.skip))
+    }
     quantized = {linear.name: linear for linear in linears if linear.name not in skipped}
     if not quantized:
         raise UsageError("--skip leaves no linear to quantize")
@@ -178,10 +196,10 @@ def plan_folder_of(native: Native, layers: Sequence[LayerLinears], request: Fold
             remedy = "choose another --group-size or type" if linear.name in stacks else f"add --skip {linear.name}"
             raise UnsupportedError(f"{linear.name} does not fit {label}: {reason}; {remedy}")
     kept = (*skipped, *native.decoder.outer_linears, *draft_layers(native))
-    shards = plan_folder(_stated(native, quantized, request, stacks), request.max_shard)
+    weights = tuple(_weights(native, quantized, request, stacks))
     head = native.architecture.head
     model_type = native.architecture.mlx_type if folder_format.for_mlx else None
-    return FolderPlan(request, folder, tuple(layers), quantized, kept, tuple(shards), head, stacks, model_type)
+    return FolderPlan(request, folder, tuple(layers), quantized, kept, weights, head, stacks, model_type)
 
 
 def _stacks(native: Native, layers: Sequence[LayerLinears], label: str) -> dict[str, Matrix]:
@@ -222,28 +240,27 @@ def draft_layers(native: Native) -> tuple[str, ...]:
     return tuple(sorted(places))
 
 
-def _stated(
+def _weights(
     native: Native, quantized: Mapping[str, Linear], request: FolderRequest, stacks: Mapping[str, Matrix]
-) -> list[Stated]:
-    """Every tensor of the folder in file order."""
-    weights = {linear.name + linear.form.weight: linear for linear in quantized.values()}
-    stated: list[Stated] = []
-    stored = cache(partial(FORMATS[request.method].stored, request))
+) -> Iterator[tuple[str, Parts]]:
+    """Every weight of the folder in file order, with the tensors that store it."""
+    linears = {linear.name + linear.form.weight: linear for linear in quantized.values()}
+    stored = FORMATS[request.method].stored
+
+    @cache
+    def parts(n_in: int, n_out: int, count: int | None = None) -> Parts:
+        """The tensors of a quantized linear, or of the `count` linears of a stack."""
+        outer = () if count is None else (count,)
+        return tuple((suffix, dtype, outer + shape) for suffix, (dtype, shape) in stored(request, n_in, n_out).items())
+
     for name in in_file_order(native):
-        if name in weights:
-            linear = weights[name]
-            shapes = stored(linear.n_in, linear.n_out)
-            matrix = stacks.get(linear.name)
-            if matrix is None:
-                stated += [(f"{linear.name}.{suffix}", dtype, shape) for suffix, (dtype, shape) in shapes.items()]
-            elif matrix.index == 0:
-                stated += [
-                    (f"{matrix.stack}.{suffix}", dtype, (matrix.count, *shape))
-                    for suffix, (dtype, shape) in shapes.items()
-                ]
-        else:
-            stated.append((name, kept_dtype(native, name, request), tuple(native.tensors[name].shape)))
-    return stated
+        linear = linears.get(name)
+        if linear is None:
+            yield name, (("", kept_dtype(native, name, request), tuple(native.tensors[name].shape)),)
+        elif (matrix := stacks.get(linear.name)) is None:
+            yield f"{linear.name}.", parts(linear.n_in, linear.n_out)
+        elif matrix.index == 0:
+            yield f"{matrix.stack}.", parts(linear.n_in, linear.n_out, matrix.count)
 
 
 def in_file_order(native: Native) -> list[str]:

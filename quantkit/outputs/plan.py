@@ -188,12 +188,9 @@ class ConversionPlan:
             return None
         if isinstance(output, GgufOutput) and output.projector and self.projectors is not None:
             return self.projectors.bits_per_weight(output)
-        files = (
-            [file.slots for file in output.files]
-            if isinstance(output, GgufOutput)
-            else [shard.places for shard in output.shards]
-        )
-        return 8 * sum(tensor.nbytes for tensors in files for tensor in tensors) / self.parameters
+        if isinstance(output, GgufOutput):
+            return 8 * sum(tensor.nbytes for file in output.files for tensor in file.slots) / self.parameters
+        return 8 * output.tensor_bytes / self.parameters
 
 
 def without_towers(warnings: Sequence[str]) -> Sequence[str]:

@@ -12,6 +12,9 @@ from json.encoder import encode_basestring_ascii
 from math import prod
 from typing import NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
 from quantkit.checkpoint.tensor import DTYPE_BITS
 
 MAX_SHARD = 5_000_000_000
@@ -19,9 +22,15 @@ MAX_SHARD = 5_000_000_000
 INDEX = "model.safetensors.index.json"
 _PREFIX, _ALIGNMENT = 8, 8
 _WIDEST = 4
+_OPENING = '{"__metadata__":{"format":"pt"}'
+_OFFSETS = ',"data_offsets":['
+_POWERS_OF_TEN = 10 ** np.arange(1, 19, dtype=np.int64)
 
 Stated = tuple[str, str, tuple[int, ...]]
 """A planned tensor: name, safetensors dtype ("F16", "BF16", "F32", "I32"), shape."""
+
+Parts = tuple[Stated, ...]
+"""The tensors of one weight; their names are what follows the name of the weight."""
 
 
 class Place(NamedTuple):
@@ -81,6 +90,53 @@ def plan_folder(tensors: Sequence[Stated], max_shard: int = MAX_SHARD) -> list[S
     return [_shard(f"model-{i + 1:05d}-of-{count:05d}.safetensors", group) for i, group in enumerate(groups)]
 
 
+def every_tensor(weights: Iterable[tuple[str, Parts]]) -> list[Stated]:
+    """The tensors of `weights` (name, parts), in order."""
+    return [(name + suffix, dtype, shape) for name, parts in weights for suffix, dtype, shape in parts]
+
+
+def folder_bytes(weights: Sequence[tuple[str, Parts]], max_shard: int = MAX_SHARD) -> tuple[int, int]:
+    """(bytes of the files, bytes of the tensors) of `plan_folder(every_tensor(weights), max_shard)`.
+
+    No header is made: a mixture has hundreds of thousands of tensors, but weights of a few kinds only.
+    """
+    numbers: dict[Parts, int] = {}
+    kind = np.array([numbers.setdefault(parts, len(numbers)) for _, parts in weights], np.intp)
+    flat = [part for parts in numbers for part in parts]
+    bytes_of = [tensor_bytes(dtype, shape) for _, dtype, shape in flat]
+    if max(bytes_of, default=0) * len(kind) * len(flat) >= 1 << 62:  # too large for numpy's integers
+        shards = plan_folder(every_tensor(weights), max_shard)
+        return total_bytes(shards), sum(placed.nbytes for shard in shards for placed in shard.places)
+    # `at`: the place in `flat` of each tensor of the folder
+    counts = np.array([len(parts) for parts in numbers], np.intp)
+    repeats = counts[kind]
+    firsts, starts = (np.cumsum(counts) - counts)[kind], np.cumsum(repeats) - repeats
+    at = np.arange(repeats.sum()) + np.repeat(firsts - starts, repeats)
+    sizes = np.array(bytes_of, np.int64)[at]
+    # a name has its quotes once, with the name of its weight
+    texts = np.array([len(encode_basestring_ascii(name)) - 2 + len(_facts(*facts)) for name, *facts in flat], np.int64)[
+        at
+    ]
+    texts += np.repeat([len(encode_basestring_ascii(name)) for name, _ in weights], repeats)
+    ends, start, total = np.cumsum(sizes), 0, 0
+    while start < len(sizes) or not start:
+        before = int(ends[start - 1]) if start else 0
+        stop = max(int(np.searchsorted(ends, before + max_shard, side="right")), start + 1)
+        total += _file_bytes(sizes[start:stop], texts[start:stop])
+        start = stop
+    return total, int(sizes.sum())
+
+
+def _file_bytes(sizes: NDArray[np.int64], texts: NDArray[np.int64]) -> int:
+    """Bytes of a file of tensors of `sizes` bytes, whose names and facts take `texts` bytes in its header."""
+    sizes = sizes[np.argsort(sizes % _WIDEST != 0, kind="stable")]
+    ends = np.cumsum(sizes)
+    digits = sum(int(np.searchsorted(_POWERS_OF_TEN, at, side="right").sum()) for at in (ends, ends - sizes))
+    marks = len(f",:{_OFFSETS},]}}") + 2  # the digits are counted less one
+    header = len(_OPENING) + int(texts.sum()) + digits + marks * len(sizes) + len("}")
+    return _PREFIX + -(-header // _ALIGNMENT) * _ALIGNMENT + int(sizes.sum())
+
+
 def index_json(shards: Sequence[Shard]) -> bytes | None:
     """The bytes of `model.safetensors.index.json`; None if there is only one file."""
     if len(shards) == 1:
@@ -105,10 +161,10 @@ def _shard(name: str, tensors: Sequence[Stated]) -> Shard:
     starts = [0, *ends[:-1]]
     # as json.dumps with separators (",", ":") writes it, in less time
     entries = [
-        f'{encode_basestring_ascii(tensor)}:{_facts(dtype, shape)},"data_offsets":[{start},{end}]}}'
+        f"{encode_basestring_ascii(tensor)}:{_facts(dtype, shape)}{_OFFSETS}{start},{end}]}}"
         for (tensor, dtype, shape), start, end in zip(tensors, starts, ends, strict=True)
     ]
-    text = ("{" + ",".join(['"__metadata__":{"format":"pt"}', *entries]) + "}").encode()
+    text = (",".join([_OPENING, *entries]) + "}").encode()
     text += b" " * (-len(text) % _ALIGNMENT)
     first = _PREFIX + len(text)
     places = tuple(

@@ -106,9 +106,11 @@ def fit_offer(shape: ModelShape, offer: Offer, context: Context, budget: Budget,
     if not has_gpu or fixed_layers:
         fixed = memory(min(context.gpu_layers, shape.n_layer + 1) if has_gpu else 0)
         return Fit(offer, fixed, budget.missing(fixed))
-    whole = memory(shape.n_layer + 1)
-    if not budget.missing(whole):
-        return Fit(offer, whole)
+    # without the compute buffer, to see in less time that it does not fit
+    if budget.missing_on_gpus(memory(shape.n_layer + 1, {})) <= 0:
+        whole = memory(shape.n_layer + 1)
+        if not budget.missing(whole):
+            return Fit(offer, whole)
 
     def on_gpu(memory: Memory) -> bool:
         return bool(memory.gpus) and budget.missing_on_gpus(memory) <= 0
@@ -138,26 +140,28 @@ def fit_experts(shape: ModelShape, offer: Offer, context: Context, budget: Budge
     if not (shape.has_experts and budget.vram):
         return None
 
-    def on_gpu(layers_of_experts: int, compute: Mapping[str, int] | None = None) -> bool:
-        changed = replace(context, gpu_layers=shape.n_layer + 1, cpu_moe=layers_of_experts)
-        return budget.missing_on_gpus(split_memory(shape, offer.tensors, changed, budget, compute)) <= 0
-
     most = shape.n_layer
+    context = replace(context, gpu_layers=most + 1)
+
+    def memory(layers_of_experts: int, compute: Mapping[str, int] | None = None) -> Memory:
+        return split_memory(shape, offer.tensors, replace(context, cpu_moe=layers_of_experts), budget, compute)
+
+    def on_gpu(memory: Memory) -> bool:
+        return budget.missing_on_gpus(memory) <= 0
+
     # the compute buffer hardly depends on the number of layers: the search uses an estimate, then corrects it
-    middle = replace(context, gpu_layers=shape.n_layer + 1, cpu_moe=most // 2)
-    guess = split_memory(shape, offer.tensors, middle, budget).compute
-    least = most - _largest(lambda kept: on_gpu(most - kept, guess), 0, most)
-    while least <= most and not on_gpu(least):
+    guess = memory(most // 2).compute
+    least = most - _largest(lambda kept: on_gpu(memory(most - kept, guess)), 0, most)
+    split = memory(min(least, most))
+    while least <= most and not on_gpu(split):
         least += 1
-    while least and on_gpu(least - 1):
-        least -= 1
-    fit = fit_offer(
-        shape,
-        offer,
-        replace(context, cpu_moe=min(least, most), gpu_layers=shape.n_layer + 1),
-        budget,
-        fixed_layers=least <= most,
-    )
+        split = memory(min(least, most))
+    while least and on_gpu(fewer := memory(least - 1)):
+        least, split = least - 1, fewer
+    if least <= most:
+        fit = Fit(offer, split, budget.missing(split))
+    else:
+        fit = fit_offer(shape, offer, replace(context, cpu_moe=most), budget)
     return fit if fit.fits else None
 
 

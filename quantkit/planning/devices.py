@@ -13,7 +13,7 @@ from quantkit.planning.context import Context
 from quantkit.planning.shape import ModelShape
 
 if TYPE_CHECKING:
-    from quantkit.planning.memory import PlannedTensor
+    from quantkit.planning.planned_tensors import PlannedTensor
 
 CPU = "CPU"
 _OF_FIRST_LAYER = frozenset(("per_layer_model_proj.weight", "per_layer_proj_norm.weight"))

@@ -14,20 +14,25 @@ from quantkit.planning.schedule import ScheduleOptions, place
 from quantkit.planning.shape import ModelShape
 
 
+def is_flash_open(shape: ModelShape, context: Context) -> bool:
+    """Whether llama.cpp may turn flash attention off for this placement; only then `with_flash_decided` looks.
+
+    A quantized cache needs flash attention; llama.cpp then stops, and the context stays as it is.
+    """
+    if context.flash is not None or context.kv_type != "f16" or not context.kv_on_gpu:
+        return False
+    is_hybrid = any(layer.is_recurrent for layer in shape.trunk) and any(layer.has_attention for layer in shape.trunk)
+    return is_hybrid and CPU in layer_devices(shape, context)
+
+
 def with_flash_decided(
     shape: ModelShape, context: Context, weights: Mapping[str, str], layers: Sequence[int]
 ) -> Context:
-    """`context`, without flash attention if llama.cpp turns it off.
+    """`context` of a placement that is open, without flash attention if llama.cpp turns it off.
 
-    `weights`: device of each weight. `layers`: the layers of the graph. Source: resolve_fused_ops of llama_context. A
-    quantized cache needs flash attention; llama.cpp then stops, and the context stays as it is.
+    `weights`: device of each weight. `layers`: the layers of the graph. Source: resolve_fused_ops of llama_context.
     """
-    is_hybrid = any(layer.is_recurrent for layer in shape.trunk) and any(layer.has_attention for layer in shape.trunk)
-    if context.flash is not None or context.kv_type != "f16" or not context.kv_on_gpu or not is_hybrid:
-        return context
     devices = layer_devices(shape, context)
-    if CPU not in devices:
-        return context
     # the decision is taken for one token, whose products run where their weights are
     options = ScheduleOptions(gpu_names(max(len(context.split), 1)), offload=False, norms=devices)
     graph = prompt_graph(shape, context, layers)

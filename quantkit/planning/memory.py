@@ -4,23 +4,17 @@ Placement is llama.cpp's (devices.py). The compute buffers come from the graph i
 equal what llama.cpp logs; the overhead constants are what a process takes besides.
 """
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
-from math import prod
 
-from gguf import GGMLQuantizationType
-
-from quantkit.gguf.layout import tensor_bytes
 from quantkit.gguf.types import row_bytes
 from quantkit.planning.allocator import graph_memory
 from quantkit.planning.context import Context
 from quantkit.planning.devices import CPU, cache_devices, gpu_names, layer_devices, weight_devices
-from quantkit.planning.flash import with_flash_decided
+from quantkit.planning.flash import is_flash_open, with_flash_decided
 from quantkit.planning.graph import prompt_graph, telling_layers
+from quantkit.planning.planned_tensors import PlannedTensor, PlannedTensors
 from quantkit.planning.recurrent import state_elements
-from quantkit.planning.repack import repacked
 from quantkit.planning.schedule import ScheduleOptions, place
 from quantkit.planning.shape import Layer, ModelShape
 from quantkit.planning.short_convolution import convolution_elements
@@ -36,56 +30,7 @@ BYTES_OF_TOKEN = 820
 PIPELINE_COPIES = 4
 """llama.cpp's GGML_SCHED_MAX_COPIES."""
 
-# the pattern of --n-cpu-moe: weights, biases and scales of experts
-_EXPERTS = re.compile(r"ffn_(up|down|gate|gate_up)_(ch|)exps\.")
-_LAYER = re.compile(r"(?:enc\.|dec\.)?blk\.(\d+)\.")
-_CUDA_ROW = 512
 _SMALL_BATCH = 32
-
-
-@dataclass(frozen=True)
-class PlannedTensor:
-    """A tensor of the file: name, numpy shape, type."""
-
-    name: str
-    shape: tuple[int, ...]
-    type: GGMLQuantizationType
-
-    @cached_property
-    def nbytes(self) -> int:
-        """Bytes of the tensor."""
-        return tensor_bytes(self.type, self.shape)
-
-    @cached_property
-    def gpu_nbytes(self) -> int:
-        """Bytes on a GPU.
-
-        CUDA pads the last row of a quantized matrix to 512 elements (ggml_backend_cuda_buffer_type_get_alloc_size).
-        """
-        short = -self.shape[-1] % _CUDA_ROW
-        quantized = self.type not in (GGMLQuantizationType.F32, GGMLQuantizationType.F16, GGMLQuantizationType.BF16)
-        return self.nbytes + (row_bytes(self.type, short) if short and quantized else 0)
-
-    @cached_property
-    def layer(self) -> int | None:
-        """The tensor's layer, None outside the layers."""
-        match = _LAYER.match(self.name)
-        return int(match[1]) if match else None
-
-    @cached_property
-    def kind(self) -> str:
-        """Its name without the layer."""
-        return self.name if self.layer is None else _LAYER.sub("", self.name, count=1)
-
-    @cached_property
-    def is_expert(self) -> bool:
-        """Whether --n-cpu-moe moves it."""
-        return self.layer is not None and _EXPERTS.match(self.kind) is not None
-
-    @property
-    def n_elements(self) -> int:
-        """Number of elements."""
-        return prod(self.shape)
 
 
 @dataclass(frozen=True)
@@ -161,14 +106,15 @@ def plan_memory(
     context = _decided(shape, tensors, context) if has_gpu else context
     placed = context if has_gpu else replace(context, gpu_layers=0, split=(), cpu_moe=0)
     names = gpu_names(max(len(placed.split), 1)) if has_gpu else ()
-    where = weight_devices(shape, tensors, placed)
+    tensors = PlannedTensors.of(tensors)
+    where = weight_devices(shape, tensors.one_of_each, placed)
     weights = dict.fromkeys((CPU, *names), 0)
     repacked_bytes = 0
-    for tensor in tensors:
-        for device in where[tensor.name]:
-            weights[device] += tensor.nbytes if device == CPU else tensor.gpu_nbytes
-            if device == CPU and repacked(tensor.name, tensor.type, tensor.shape, cpu_features):
-                repacked_bytes += tensor.nbytes
+    for group, repacked in zip(tensors.groups, tensors.repacked(cpu_features), strict=True):
+        for device in where[group.first.name]:
+            weights[device] += group.nbytes if device == CPU else group.gpu_nbytes
+            if device == CPU:
+                repacked_bytes += repacked
     kv = kv_bytes(shape, placed)
     if compute is None:
         compute = compute_bytes(shape, tensors, context, has_gpu=has_gpu)
@@ -250,7 +196,7 @@ def compute_bytes(
     """Bytes of compute buffer on each device, for the largest batch."""
     if not has_gpu:
         return graph_memory(prompt_graph(shape, context))
-    sizes = _largest_of_a_kind(tensors)
+    sizes = dict(PlannedTensors.of(tensors).largest_of_a_kind)
     if "output.weight" not in sizes:
         sizes["output.weight"] = sizes["token_embd.weight"]
     devices = product_devices(shape, tensors, context)
@@ -269,13 +215,19 @@ def norm_devices(shape: ModelShape, context: Context) -> Sequence[str]:
 
 
 def _decided(shape: ModelShape, tensors: Sequence[PlannedTensor], context: Context) -> Context:
+    if not is_flash_open(shape, context):
+        return context
     return with_flash_decided(shape, context, product_devices(shape, tensors, context), _drawn_layers(shape, context))
 
 
 def product_devices(shape: ModelShape, tensors: Sequence[PlannedTensor], context: Context) -> dict[str, str]:
     """The device of each weight as an operand; of a tied embedding, that of the output is named output.weight."""
-    where = weight_devices(shape, tensors, context)
-    devices = {name: places[-1] if places else CPU for name, places in where.items()}
+    tensors = PlannedTensors.of(tensors)
+    where = weight_devices(shape, tensors.one_of_each, context)
+    devices: dict[str, str] = {}
+    for group in tensors.groups:
+        places = where[group.first.name]
+        devices.update(dict.fromkeys(group.names, places[-1] if places else CPU))
     return {**devices, "token_embd.weight": CPU, "output.weight": layer_devices(shape, context)[-1]}
 
 
@@ -292,11 +244,3 @@ def _copies(shape: ModelShape, context: Context) -> int:
     """
     whole = context.gpu_layers > shape.n_layer and not context.cpu_moe and context.kv_on_gpu
     return PIPELINE_COPIES if len(context.split) > 1 and whole else 1
-
-
-def _largest_of_a_kind(tensors: Sequence[PlannedTensor]) -> dict[str, int]:
-    """Bytes by tensor name; a tensor of a layer counts as the largest of its kind, because types vary by layer."""
-    largest: dict[str, int] = {}
-    for tensor in tensors:
-        largest[tensor.kind] = max(largest.get(tensor.kind, 0), tensor.nbytes)
-    return {tensor.name: largest[tensor.kind] for tensor in tensors}

@@ -6,6 +6,7 @@ Keys: ggml's docs/gguf.md and llama.cpp's src/llama-hparams. Sliding windows: sr
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -47,12 +48,12 @@ class Layer:
         """Whether the layer has the norm; some architectures name its weight without an ending."""
         return self.has(name + ".weight") or self.has(name)
 
-    @property
+    @cached_property
     def is_recurrent(self) -> bool:
         """Whether the layer has a state in place of a cache."""
         return self.has("ssm_conv1d.weight") or self.has_short_convolution or self.has_time_mix
 
-    @property
+    @cached_property
     def has_attention(self) -> bool:
         """Whether the layer has a key-value cache; it may also have a state."""
         if self.is_recurrent:
@@ -60,23 +61,23 @@ class Layer:
             return self.has("attn_k.weight")
         return any(name.startswith(("attn_q", "attn_k")) for name in self.tensors)
 
-    @property
+    @cached_property
     def has_one_part(self) -> bool:
         """Whether the layer is attention, a state or a feed-forward alone, after one norm."""
         mixes = self.is_recurrent or self.has_attention or self.has_one_linear
         return mixes != any(name.startswith("ffn_down") for name in self.tensors)
 
-    @property
+    @cached_property
     def has_one_linear(self) -> bool:
         """Whether the layer has one linear in place of attention."""
         return self.has("attn_output.weight") and not self.has_attention
 
-    @property
+    @cached_property
     def has_time_mix(self) -> bool:
         """Whether the layer is RWKV's."""
         return self.has("time_mix_lerp_fused.weight")
 
-    @property
+    @cached_property
     def has_short_convolution(self) -> bool:
         """Whether the layer has a gated short convolution in place of attention."""
         return self.has("shortconv.conv.weight")
@@ -110,12 +111,12 @@ class ModelShape:
         """Whether attention is DeepSeek's latent attention with compressed keys and values."""
         return "attention.key_length_mla" in self.keys
 
-    @property
+    @cached_property
     def trunk(self) -> tuple[Layer, ...]:
         """The layers that predict the next token: those with a cache. Layers for a later token follow them."""
         return self.layers[: self.n_layer - int(self.number("nextn_predict_layers"))]
 
-    @property
+    @cached_property
     def widest_values(self) -> int:
         """Elements of a token's values in the layer that has the most."""
         return max(layer.n_head_kv * layer.head_v for layer in self.layers)
@@ -136,7 +137,7 @@ class ModelShape:
         sections = self.keys.get("rope.dimension_sections")
         return 4 if sections is not None and all(size > 0 for size in sections[:2]) else 1
 
-    @property
+    @cached_property
     def has_experts(self) -> bool:
         """Whether a layer has routed experts."""
         return any(layer.has("ffn_down_exps.weight") for layer in self.layers)

@@ -1,7 +1,7 @@
 """The sizes of a model in each GGUF type, and as folders of quantized weights."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from quantkit.gguf.mix import MixOptions, MixTensor, choose_types
 from quantkit.imatrix.file import Imatrix
 from quantkit.outputs.gguf_files import FLOATS, GgufRequest, column_weights, plan_gguf
 from quantkit.packed.registry import FORMATS
-from quantkit.planning.memory import PlannedTensor
+from quantkit.planning.planned_tensors import PlannedTensor, PlannedTensors
 from quantkit.planning.sources import Source, tensors_as_they_are
 
 FOLDERS = tuple(FORMATS)
@@ -47,7 +47,7 @@ class Offer:
     label: str
     size: int = 0
     bits: float = 0.0
-    tensors: tuple[PlannedTensor, ...] = ()
+    tensors: PlannedTensors = field(default_factory=PlannedTensors)
     file: str = ""
     needs_imatrix: bool = False
     why_not: str = ""
@@ -163,7 +163,7 @@ def _gguf(source: Source, kind: FileType, matrix: Matrix | None, *, calibrated: 
     except QuantkitError as error:
         return Offer(kind.name, why_not=str(error))
     output = plan.outputs[0]
-    tensors = tuple(
+    tensors = PlannedTensors(
         PlannedTensor(tensor.name, tensor.shape, choice.type)
         for tensor, choice in zip(model.tensors, output.choices, strict=True)
     )
@@ -176,7 +176,7 @@ def _calibrated(source: Source, kind: FileType) -> Offer:
     model = source.model
     plain = [MixTensor(tensor.name, tensor.shape, tensor.type) for tensor in model.tensors]
     choices = choose_types(model.sizes, kind, plain, MixOptions(has_imatrix=True))
-    tensors = tuple(
+    tensors = PlannedTensors(
         PlannedTensor(tensor.name, tensor.shape, choice.type) for tensor, choice in zip(plain, choices, strict=True)
     )
     keys = [*model.keys, *quantization_keys(kind.ftype)]
@@ -218,6 +218,6 @@ def _folder(source: Source, method: str) -> Offer:
     except QuantkitError as error:
         return Offer(method, why_not=str(error))
     elements = sum(tensor.n_elements for tensor in source.model.tensors)
-    stored = sum(written.nbytes for shard in plan.shards for written in shard.places)
     shown = 0 if folder_format.group_sizes == () else group
-    return Offer(method, plan.size, 8 * stored / elements, (), f"{source.model.name}-{label}", group=shown)
+    bits = 8 * plan.tensor_bytes / elements
+    return Offer(method, plan.size, bits, file=f"{source.model.name}-{label}", group=shown)

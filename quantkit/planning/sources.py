@@ -18,7 +18,7 @@ from quantkit.gguf.layout import padded
 from quantkit.gguf.model_file import model_file
 from quantkit.outputs.gguf_source import model_from_gguf
 from quantkit.outputs.model import Model, model_from_checkpoint
-from quantkit.planning.memory import PlannedTensor
+from quantkit.planning.planned_tensors import PlannedTensor, PlannedTensors
 from quantkit.planning.shape import ModelShape, model_shape
 from quantkit.tokenizer import Vocabulary
 from quantkit.tokenizer.rwkv_world import FILE_NAME as RWKV_WORLD
@@ -92,9 +92,9 @@ def _planned(model: Model, *, exact: bool, notes: tuple[str, ...] = (), vocabula
     return Source(model, shape, exact, (*repairs, *notes), vocabulary)
 
 
-def tensors_as_they_are(model: Model) -> tuple[PlannedTensor, ...]:
+def tensors_as_they_are(model: Model) -> PlannedTensors:
     """The tensors of a GGUF in their stored types."""
-    return tuple(PlannedTensor(tensor.name, tensor.shape, tensor.type) for tensor in model.tensors)
+    return PlannedTensors(PlannedTensor(tensor.name, tensor.shape, tensor.type) for tensor in model.tensors)
 
 
 def _has_weights(folder: Path) -> bool:

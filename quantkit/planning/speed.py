@@ -14,7 +14,8 @@ from dataclasses import dataclass, field, replace
 from quantkit.planning.context import Context
 from quantkit.planning.devices import CPU, cache_devices, gpu_names, weight_devices
 from quantkit.planning.graph import prompt_graph
-from quantkit.planning.memory import PlannedTensor, kv_bytes, norm_devices, product_devices
+from quantkit.planning.memory import kv_bytes, norm_devices, product_devices
+from quantkit.planning.planned_tensors import PlannedTensor
 from quantkit.planning.schedule import ScheduleOptions, place
 from quantkit.planning.shape import ModelShape
 from quantkit.planning.splits import splits_of

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 from quantkit.planning.context import Context
 from quantkit.planning.devices import CPU, first_gpu_layer, gpu_names, weight_devices
-from quantkit.planning.memory import GPU_OVERHEAD, Memory, PlannedTensor, kv_of_layers, plan_memory
+from quantkit.planning.memory import GPU_OVERHEAD, Memory, kv_of_layers, plan_memory
+from quantkit.planning.planned_tensors import PlannedTensor
 from quantkit.planning.shape import ModelShape
 
 if TYPE_CHECKING:

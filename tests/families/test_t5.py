@@ -102,6 +102,9 @@ def test_a_plan_of_t5_names_the_program_that_runs_it(tmp_path: Path) -> None:
     done = quantkit("plan", write_checkpoint("t5", tmp_path / "t5"), "--format", "json")
     assert done.code == 0, done.stderr
     assert "llama-completion -m " in done.stdout and "quantkit run" not in done.stdout
+    refused = {row["type"]: row["why_not"] for row in json.loads(done.stdout)["types"] if row.get("why_not")}
+    assert set(refused) == {"awq", "gptq"}
+    assert all("T5ForConditionalGeneration" in why and "convert it to GGUF" in why for why in refused.values())
 
 
 def test_run_and_measure_refuse_a_model_of_an_encoder_and_a_decoder(tmp_path: Path) -> None:

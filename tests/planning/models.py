@@ -7,7 +7,7 @@ from typing import Any
 from gguf import GGMLQuantizationType
 
 from quantkit.gguf.reader import read_header
-from quantkit.planning.memory import PlannedTensor
+from quantkit.planning.planned_tensors import PlannedTensor
 from quantkit.planning.shape import ModelShape, model_shape
 from tests.helpers.oracle import model_metadata, model_tensors, write_sparse_gguf
 

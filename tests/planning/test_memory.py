@@ -7,7 +7,8 @@ from gguf import GGMLQuantizationType
 
 from quantkit.machine import cpu_features
 from quantkit.planning.context import Context
-from quantkit.planning.memory import DeviceMemory, PlannedTensor, plan_memory
+from quantkit.planning.memory import DeviceMemory, plan_memory
+from quantkit.planning.planned_tensors import PlannedTensor
 from tests.families.test_large_shapes import MODELS, described
 from tests.helpers.command import quantkit
 from tests.helpers.real import smollm2 as smollm2

@@ -128,11 +128,16 @@ class Dropped:
 
     def matches(self, sizes: Hyperparameters, name: str) -> bool:
         """Whether the source tensor `name` is left out."""
+        expression = self.expression(sizes)
+        return expression is not None and bool(expression.fullmatch(name))
+
+    def expression(self, sizes: Hyperparameters) -> re.Pattern[str] | None:
+        """What the whole name of a source tensor that is left out matches; None if none is left out."""
         if self.when is not None and not self.when(sizes):
-            return False
+            return None
         layers = "|".join(map(str, self.layers(sizes))) if self.layers else ""
         # without such layers in the config the pattern matches nothing
-        return bool(re.fullmatch(self.pattern.replace("{layer}", f"(?:{layers or '(?!)'})"), name))
+        return re.compile(self.pattern.replace("{layer}", f"(?:{layers or '(?!)'})"))
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 import difflib
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -24,12 +24,15 @@ _FIRST = dict.fromkeys(("layer", "draft", "expert", "head", "kv_head", "stream")
 _STACKED = {"expert": "n_expert", "head": "n_head", "kv_head": "n_head_kv", "stream": "n_stream"}
 
 
+_WHOLE = Take()
+
+
 @dataclass(frozen=True)
 class Part:
     """A source tensor and the matrix to cut from it. `scales`: the tensor with the scales of its MXFP4 blocks."""
 
     source: str
-    take: Take = field(default_factory=Take)
+    take: Take = _WHOLE
     scales: str | None = None
 
 
@@ -96,8 +99,9 @@ def left_out(family: Family, sizes: Hyperparameters, tensors: Mapping[str, Shape
     """Sentences about the checkpoint's tensors that a GGUF of this family does not contain."""
     sentences = []
     for drop in family.dropped:
-        names = [name for name in tensors if drop.matches(sizes, name)]
-        if names and drop.why:
+        expression = drop.expression(sizes) if drop.why else None
+        names = [name for name in tensors if expression.fullmatch(name)] if expression else []
+        if names:
             more = ", ..." if len(names) > 1 else ""
             sentences.append(f"left out {len(names)} tensors ({names[0]}{more}): {drop.why}")
     return sentences
@@ -116,7 +120,7 @@ def canonical_checkpoint(
     """
     mapper = _Mapper(family, sizes, tensors)
     if family.canonical is None:
-        kept = {mapper.names[name]: name for name in mapper.names if not mapper.is_dropped(mapper.names[name])}
+        kept = {source: name for name, source in mapper.names.items() if not mapper.is_dropped(source)}
         return _text_config(family, sizes.config), [
             MappedTensor(native, tuple(tensors[source].shape), (Part(source),)) for source, native in kept.items()
         ]
@@ -160,7 +164,9 @@ class _Mapper:
         self.names = {rename(name): name for name in tensors}
         self.used: set[str] = set()
         self.cuts: dict[tuple[int, tuple[int, ...]], tuple[tuple[Take, ...], bool]] = {}
-        self.dropped = (*family.dropped, _BUFFERS)
+        expressions = (drop.expression(sizes) for drop in (*family.dropped, _BUFFERS))
+        self.dropped = [expression.fullmatch for expression in expressions if expression is not None]
+        self.sources: dict[tuple[int, int | None], list[str]] = {}
 
     @property
     def _whole(self) -> str:
@@ -194,7 +200,7 @@ class _Mapper:
         return range(n_layer) if "{layer}" in rule.source else (None,)
 
     def is_dropped(self, source: str) -> bool:
-        return any(drop.matches(self.sizes, source) for drop in self.dropped)
+        return any(matches(source) for matches in self.dropped)
 
     def _is_scalar(self, name: str) -> bool:
         return self.family.scalars is not None and bool(re.fullmatch(self.family.scalars, name))
@@ -219,6 +225,12 @@ class _Mapper:
         return tuple(self.family.dimension(self.sizes, name, layer) for name in rule.shape)
 
     def _sources(self, rule: Rule, layer: int | None) -> list[str]:
+        key = (id(rule), layer)
+        if key not in self.sources:
+            self.sources[key] = self._sources_of(rule, layer)
+        return self.sources[key]
+
+    def _sources_of(self, rule: Rule, layer: int | None) -> list[str]:
         over = _stacked_over(rule)
         numbers = {"layer": layer, "draft": None if layer is None else layer - self.sizes.n_layer}
         if rule.parts:

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantkit.checkpoint import Checkpoint
+from quantkit.errors import UnsupportedError
 from quantkit.families import MappedTensor, canonical_checkpoint, find_architecture, find_family, read_mapped
 from quantkit.families.base.family import Take
 from quantkit.families.base.mapping import Part
@@ -63,7 +64,13 @@ class Native:
         self.sizes = family.sizes(checkpoint.config, checkpoint.tensors)
         self.config, mapped = canonical_checkpoint(family, self.sizes, checkpoint.tensors, nearest=nearest)
         self.checkpoint = checkpoint
-        self.architecture = find_architecture(self.config)
+        try:
+            self.architecture = find_architecture(self.config)
+        except UnsupportedError as error:
+            if nearest:
+                raise
+            # a folder is to be made, which needs the forward
+            raise UnsupportedError(f"{error}; convert it to GGUF") from error
         self.tensors: Mapping[str, MappedTensor] = {tensor.name: tensor for tensor in mapped}
         if self.architecture.experts:
             self.tensors = _one_by_one(self.tensors, self.architecture, self.config)
@@ -108,21 +115,16 @@ def _one_by_one(
     assert experts is not None
     if experts.expert is None or experts.stacked is None:
         return dict(tensors)
+    stacked = experts.stacked
+    # the stacked gate and up of all experts, and their stacked down
+    up, down = (f".{stacked.at}{linear}{stacked.form.weight}" for linear in (stacked.fused or stacked.up, stacked.down))
     result: dict[str, MappedTensor] = {}
     for name, tensor in tensors.items():
-        stack = _stack_of(name, experts)
-        result |= {name: tensor} if stack is None else _split(name, tensor, stack, experts, config)
+        if name.endswith((up, down)):
+            result |= _split(name, tensor, "up" if name.endswith(up) else "down", experts, config)
+        else:
+            result[name] = tensor
     return result
-
-
-def _stack_of(name: str, experts: Experts) -> str | None:
-    """`up` for the stacked gate and up of all experts, `down` for the stacked down, None for other tensors."""
-    stacked = experts.stacked
-    assert stacked is not None
-    for role, linear in (("up", stacked.fused or stacked.up), ("down", stacked.down)):
-        if name.endswith("." + stacked.at + linear + stacked.form.weight):
-            return role
-    return None
 
 
 def _split(
