@@ -91,7 +91,7 @@ snapshots: $(VENV)/dev.stamp
 
 # The lines that the default tests run have a floor (pyproject.toml); the long checks run without the tracer.
 test-full: lint audit
-	$(BIN)/python -m coverage run -m pytest -m "not full"
+	QUANTKIT_EXAMPLES=all $(BIN)/python -m coverage run -m pytest -m "not full"
 	$(BIN)/python -m coverage report
 	$(BIN)/python -m pytest -m full
 	$(BIN)/python -m tools.mutation

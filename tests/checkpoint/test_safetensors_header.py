@@ -13,6 +13,7 @@ from quantkit.checkpoint.safetensors_file import MAX_HEADER_BYTES, PREFIX_BYTES,
 from quantkit.checkpoint.tensor import DTYPE_BITS
 from quantkit.errors import CheckpointError
 from tests.checkpoint.files import entry, file_bytes
+from tests.helpers.examples import examples
 
 
 def parse(file: bytes) -> Header:
@@ -216,7 +217,7 @@ def _holds(file: bytes) -> bool:
 
 
 _hundreds = settings(
-    max_examples=700, deadline=2000, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
+    max_examples=examples(700), deadline=2000, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
 )
 
 
@@ -232,13 +233,13 @@ def test_any_header_with_changed_bytes_is_refused_in_a_sentence_or_read_as_the_r
     _holds(file)
 
 
-@settings(max_examples=700, deadline=2000)
+@settings(max_examples=examples(700), deadline=2000)
 @given(st.binary(max_size=200))
 def test_random_bytes_never_get_past_as_a_traceback(file: bytes) -> None:
     _holds(file)
 
 
-@settings(max_examples=500, deadline=2000, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=examples(500), deadline=2000, suppress_health_check=[HealthCheck.too_slow])
 @given(good_files())
 def test_every_well_formed_header_is_accepted(made: tuple[dict[str, Any], int]) -> None:
     header, size = made

@@ -15,6 +15,7 @@ from quantkit.gguf import reader
 from quantkit.gguf.keyvalues import KeyValue, array, boolean, float32, string, uint32
 from quantkit.gguf.layout import lay_out
 from quantkit.gguf.reader import read_header, shard_paths
+from tests.helpers.examples import examples
 
 KEYS = [
     string("general.architecture", "llama"),
@@ -101,7 +102,7 @@ def test_shards_fill_up_in_order_and_only_the_first_has_the_keys(tmp_path: Path)
 BODY = SOUND.header + bytes(SOUND.size - len(SOUND.header))
 
 
-@settings(max_examples=1500, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(1500), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_a_mutated_header_is_read_or_refused_in_one_sentence(tmp_path: Path, data: st.DataObject) -> None:
     mutant = bytearray(BODY)

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from quantkit.errors import ImatrixError, OutputError
 from quantkit.imatrix.file import load_imatrix, write_imatrix
+from tests.helpers.examples import examples
 
 SUMS = {"blk.0.attn_q.weight": np.array([2.0, 4.0, 1.0]), "blk.0.ffn_down_exps.weight": np.arange(6.0).reshape(2, 3)}
 COUNTS = {"blk.0.attn_q.weight": np.array(4), "blk.0.ffn_down_exps.weight": np.array([2, 0])}
@@ -154,7 +155,7 @@ def test_a_name_over_two_lines_is_refused_in_one(tmp_path: Path) -> None:
         load_imatrix(tmp_path / "imatrix.dat")
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 @given(data=st.data())
 def test_a_damaged_file_is_refused_or_read_but_never_a_traceback(
     data: st.DataObject, tmp_path_factory: pytest.TempPathFactory

@@ -29,6 +29,7 @@ from quantkit.publish.card.metadata import LICENSES, front_matter, metadata
 from quantkit.publish.card.usage import LOADERS
 from quantkit.publish.card.usage import tested as loaders_tested
 from tests.helpers.command import quantkit
+from tests.helpers.examples import examples
 from tests.helpers.tiny import tiny_llama
 from tests.helpers.upload_hub import check_metadata
 
@@ -381,7 +382,7 @@ hostile = st.text(max_size=60) | st.sampled_from(
 
 
 @given(text=hostile)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 def test_no_text_breaks_out_of_the_metadata(text: str) -> None:
     fields = read(base_model=text, license=text, hub_repo=text)
     assert set(fields) <= {
@@ -427,7 +428,7 @@ def tokens_of(card: str) -> list[list[str]]:
 
 
 @given(text=st.text(alphabet=st.sampled_from("`~|\\ a<>\n"), max_size=30))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 def test_spans_and_blocks_are_not_ended_by_what_is_in_them(text: str) -> None:
     span = code(text)
     fence = re.match("`+", span)

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from quantkit.errors import ModelfileError
 from quantkit.publish.ollama.modelfile import Modelfile, parse_modelfile, write_modelfile
+from tests.helpers.examples import examples
 from tests.publish.ollama_grammar import Refused, printable, read
 
 AWKWARD = [
@@ -48,7 +49,7 @@ def can_be_said(text: str) -> bool:
     return kept and not any(line.rstrip(" \t").endswith('"""') for line in re.split(r"[\r\n]+[ \t\r\n]*", text)[:-1])
 
 
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=examples(1500), deadline=None)
 @given(texts)
 def test_a_text_survives_in_every_place_or_is_refused_for_a_reason_that_holds(text: str) -> None:
     places = {
@@ -70,7 +71,7 @@ def test_a_text_survives_in_every_place_or_is_refused_for_a_reason_that_holds(te
         assert parse_modelfile(write_modelfile(modelfile)) == modelfile
 
 
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=examples(1500), deadline=None)
 @given(texts.filter(lambda text: "{{" not in text))
 def test_the_plain_text_of_a_template_survives_with_what_cannot_be_printed_in_string_actions(text: str) -> None:
     if any("\ud800" <= c <= "\udfff" for c in text):
@@ -86,7 +87,7 @@ def test_the_plain_text_of_a_template_survives_with_what_cannot_be_printed_in_st
     assert "{{" not in actions.sub("", written) or "{{" in text
 
 
-@settings(max_examples=3000, deadline=None)
+@settings(max_examples=examples(3000), deadline=None)
 @given(
     st.lists(
         st.sampled_from([*COMMAND_PARTS, *AWKWARD]),

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quantkit.quant.budget import choose_within
+from tests.helpers.examples import examples
 
 Tables = list[list[tuple[int, int]]]
 
@@ -26,7 +27,7 @@ def chosen(tables: Tables, budget: int) -> tuple[int, int]:
     return sum(size for size, _ in picked), sum(cost for _, cost in picked)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 @given(st.data())
 def test_the_choice_fits_and_is_at_most_one_step_from_the_best_of_all_combinations(data: st.DataObject) -> None:
     option = st.tuples(st.integers(1, 40), st.integers(0, 100))

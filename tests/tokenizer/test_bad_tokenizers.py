@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from quantkit.errors import QuantkitError, TokenizerError, UnsupportedError
 from quantkit.tokenizer import load_vocabulary
+from tests.helpers.examples import examples
 from tests.helpers.tiny_tokenizers import write_byte_level_bpe, write_sentencepiece, write_wordpiece
 
 CONFIG = {"vocab_size": 600}
@@ -206,7 +207,7 @@ PATHS = st.sampled_from(
 )
 
 
-@settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(250), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(place=PATHS, value=JSON, style=st.sampled_from(["bpe", "json", "model"]))
 def test_any_damaged_field_is_either_read_or_refused_in_a_sentence(
     place: tuple[str, tuple[str, ...]], value: Any, style: str, tmp_path: Path
