@@ -7,6 +7,7 @@ files) at a size of a few megabytes, without torch and without a download. Same 
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -208,8 +209,20 @@ def tiny_llama(
     _write_json(folder / "config.json", dict(sorted(settings.items())))
     generation = {"bos_token_id": special["bos"], "eos_token_id": special["eos"], "transformers_version": "4.43.0"}
     _write_json(folder / "generation_config.json", {"_from_model_config": True, **generation})
-    _write_weights(folder, dict(_weights(settings, np.random.RandomState(seed))), dtype, shards)
+    shape = {key: settings[key] for key in _SHAPE if key in settings}
+    _write_weights(folder, _seeded_weights(json.dumps(shape), seed), dtype, shards)
     return folder
+
+
+_SHAPE = ("hidden_size", "intermediate_size", "num_hidden_layers", "vocab_size", "num_attention_heads")
+_SHAPE += ("num_key_value_heads", "head_dim", "num_local_experts", "attention_bias", "mlp_bias", "tie_word_embeddings")
+"""The keys of config.json that decide the weights."""
+
+
+@lru_cache(maxsize=12)
+def _seeded_weights(shape: str, seed: int) -> dict[str, np.ndarray]:
+    """The weights of a JSON object of _SHAPE. Many tests of a file have the same model."""
+    return dict(_weights(json.loads(shape), np.random.RandomState(seed)))
 
 
 def _weights(config: Mapping[str, Any], rng: np.random.RandomState) -> Iterator[tuple[str, np.ndarray]]:

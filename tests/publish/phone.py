@@ -5,6 +5,7 @@ The commands are shims that log what they are called with and whether it had bee
 a test asks for it, else a few lines that start a service's `run`.
 """
 
+import ast
 import contextlib
 import hashlib
 import json
@@ -28,8 +29,9 @@ THREE_CLUSTERS = ((2_016_000,) * 3 + (2_803_200,) * 4 + (3_187_200,), (326,) * 3
 ALL_BIG = ((3_532_800,) * 6 + (4_320_000,) * 2, (789,) * 6 + (1024,) * 2)
 """Speeds in kHz and, where the kernel tells them, capacities, core by core."""
 
+# json, shutil and socket take longer to import than Python takes to start
 _LOG = """
-import json, os, sys
+import os, sys
 words = [os.path.basename(sys.argv[0]), *sys.argv[1:]]
 root = os.environ["PHONE"]
 try:
@@ -38,11 +40,10 @@ except OSError:
     said = ""
 printed = any(all(word in line for word in words[1:]) and words[0] in line for line in said.splitlines())
 with open(os.path.join(root, "calls"), "a") as log:
-    log.write(json.dumps({"words": words, "printed": printed}) + "\\n")
+    log.write(repr((words, printed)) + "\\n")
 """
 
 _PKG = """
-import shutil
 action, names = sys.argv[1], [word for word in sys.argv[2:] if not word.startswith("-")]
 broken = os.environ.get("PHONE_BROKEN", "").split()
 for name in names:
@@ -50,7 +51,7 @@ for name in names:
     if action == "install":
         if name in broken:
             sys.exit(f"E: Unable to locate package {name}")
-        shutil.copytree(shelf, os.environ["PREFIX"], dirs_exist_ok=True)
+        os.spawnvp(os.P_WAIT, "cp", ["cp", "-RLp", shelf + "/.", os.environ["PREFIX"]])
         open(mark, "w").close()
     else:
         for folder, _, files in os.walk(shelf):
@@ -68,8 +69,8 @@ exit 1"""
 
 # http.server and urllib take longer to import than all the rest of a run
 _SERVE = """
-import socket
 def serve(port, version):
+    import socket
     server = socket.socket()
     server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     server.bind(("127.0.0.1", port))
@@ -88,6 +89,7 @@ def serve(port, version):
             except OSError:
                 pass
 def answers(host):
+    import socket
     name, _, port = host.rpartition(":")
     try:
         with socket.create_connection((name, int(port)), 5) as server:
@@ -118,10 +120,12 @@ else:
     if command == "show" and not os.path.exists(manifest(name)):
         sys.exit(f"Error: model '{name}' not found")
     elif command == "pull":
+        import json
         if os.environ.get("PHONE_BROKEN_PULL"):
             sys.exit("Error: pull model manifest: dial tcp: lookup registry.ollama.ai: no such host")
         open(manifest(name), "w").write(json.dumps({"pulled": name}))
     elif command == "create":
+        import json
         file = sys.argv[4]
         text = open(file, encoding="utf-8", newline="").read()
         source = text.split("\\n")[0].removeprefix("FROM ")
@@ -366,8 +370,7 @@ class Phone:
 
     def _calls(self) -> list[tuple[list[str], bool]]:
         log = self.root / "calls"
-        lines = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
-        return [(line["words"], line["printed"]) for line in lines]
+        return [ast.literal_eval(line) for line in log.read_text().splitlines()] if log.exists() else []
 
     def tree(self) -> dict[str, str]:
         """Every file, link and folder of $PREFIX and $HOME, with what is in it."""
