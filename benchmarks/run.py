@@ -8,7 +8,7 @@ JSON, to bench-output/bench.json.
 
 import argparse
 import compileall
-import filecmp
+import hashlib
 import json
 import os
 import shutil
@@ -20,29 +20,33 @@ import quantkit
 from benchmarks.lines import WORK, Lines, Target, figures, machine, print_machine
 from benchmarks.process import Measured, measure, warm
 from benchmarks.synthetic import SHAPES, synthetic
-from demo.smollm2 import smollm2_checkpoint
+from demo.smollm2 import NAME, smollm2_checkpoint
 from quantkit.gguf.file_types import FILE_TYPES
 from tests.conversion.test_bytes import a_random_imatrix
 from tests.helpers.peer import Peer, peer_converter
 
 TYPES = ("q4_0", "q2_k", "q4_k_m", "q8_0")
 
-# Outputs of both sides and the peer's intermediate, in bytes a parameter, over the checkpoint's own two.
-_DISK_WITH_PEER, _DISK_ALONE = 10.0, 5.0
+SMOLLM2 = NAME
+# the bounds of the wall times' ratio without importances
+AT_MOST = {SMOLLM2: 0.4, "Synthetic-0.8B": 0.2}
+
+# Outputs of one side and the peer's intermediate, in bytes a parameter, with the checkpoint's own two.
+_DISK_WITH_PEER, _DISK_ALONE = 7.5, 5.0
 
 
 class Bench(Lines):
     """The measurements of one run and the lines they add up to."""
 
-    def __init__(self, threads: int, repeats: int) -> None:
+    def __init__(self, threads: int, repeats: int, *, importances: bool = True) -> None:
         super().__init__()
-        self.threads, self.repeats = threads, repeats
+        self.threads, self.repeats, self.importances = threads, repeats, importances
         self.peaks: list[float] = []
 
     def ours(
         self, checkpoint: Path, *, threads: int = 0, options: tuple[str, ...] = ()
     ) -> tuple[Measured, dict[str, Any]]:
-        """quantkit over all TYPES; the outputs stay under WORK/ours until the next call."""
+        """quantkit over all TYPES: what was measured, and its document. The outputs are removed."""
         shutil.rmtree(WORK / "ours", ignore_errors=True)
         type_options = [word for name in TYPES for word in ("-t", name)]
         count = ["--threads", str(threads or self.threads), *options]
@@ -59,6 +63,7 @@ class Bench(Lines):
             "json",
         ]
         taken = measure([*command, *count])
+        shutil.rmtree(WORK / "ours")
         return taken, json.loads(taken.stdout)
 
     def theirs(self, peer: Peer, checkpoint: Path, *, imatrix: Path | None = None) -> dict[str, Measured]:
@@ -102,7 +107,7 @@ class Bench(Lines):
         self.add(Target("bytes written / outputs, llama.cpp", name, sum(m.written for m in other.values()) / sizes, ""))
         self.add(Target("files with the same bytes on both sides (1 = all)", name, float(same), "", at_least=1))
         self.memory(name, mine, document)
-        importances = self.with_importances(peer, checkpoint, repeats=repeats)
+        importances = self.with_importances(peer, checkpoint, repeats=repeats) if self.importances else {}
         return importances | {
             "ours": [{**figures(run), "report": report["seconds"]} for run, report in ours],
             "theirs": [{step: figures(run) for step, run in steps.items()} for steps in theirs],
@@ -144,6 +149,39 @@ class Bench(Lines):
                 Target("peak memory, largest / smallest model", "Synthetic", sizes[-1] / sizes[0], "", at_most=1.25)
             )
 
+    def one(self, peer: Peer, name: str) -> None:
+        """SmolLM2 or the synthetic model of this name, side by side."""
+        if name == SMOLLM2:
+            self.raw[name] = self.side_by_side(peer, smollm2_checkpoint(), repeats=self.repeats, at_most=AT_MOST[name])
+            return
+        shape = next(shape for shape in SHAPES if shape.name == name)
+        with synthetic(shape, _DISK_WITH_PEER) as checkpoint:
+            if checkpoint:
+                at_most = AT_MOST.get(name, 0.5)
+                self.raw[name] = self.side_by_side(peer, checkpoint, repeats=self.repeats, at_most=at_most)
+
+    def all(self, peer: Peer, *, quick: bool) -> None:
+        """Every model; with `quick` SmolLM2 and the smallest synthetic one."""
+        smollm2 = smollm2_checkpoint()
+        self.one(peer, SMOLLM2)
+        self.efficiency(smollm2, repeats=self.repeats)
+        small, middle, large = SHAPES
+        with synthetic(small, _DISK_WITH_PEER) as checkpoint:
+            if checkpoint:
+                self.raw[small.name] = self.side_by_side(peer, checkpoint, repeats=self.repeats)
+                self.scaling(checkpoint)
+        if quick:
+            return
+        with synthetic(middle, _DISK_WITH_PEER) as checkpoint:
+            if checkpoint:
+                self.raw[middle.name] = self.side_by_side(peer, checkpoint, repeats=1, at_most=AT_MOST[middle.name])
+                self.efficiency(checkpoint, repeats=1)
+        with synthetic(large, _DISK_ALONE) as checkpoint:
+            if checkpoint:
+                run, document = self.ours(checkpoint)
+                self.raw[large.name] = {"ours": [{**figures(run), "report": document["seconds"]}]}
+                self.memory(large.name, run, document)
+
     def efficiency(self, checkpoint: Path, *, repeats: int) -> None:
         """The pass against its kernels alone and against kernels that also read and write, the best of each in turn.
 
@@ -175,11 +213,13 @@ def compile_bytecode(peer: Peer) -> None:
 
 def _same_files(document: dict[str, Any]) -> bool:
     """Whether quantkit's outputs of this conversion equal those of llama.cpp under WORK/theirs."""
-    files = [Path(document["folder"]) / out["files"][0]["name"] for out in document["outputs"]]
-    return all(
-        filecmp.cmp(file, WORK / "theirs" / f"{kind}.gguf", shallow=False)
-        for file, kind in zip(files, TYPES, strict=True)
-    )
+    digests = [out["files"][0]["sha256"] for out in document["outputs"]]
+    return all(digest == _sha256(WORK / "theirs" / f"{kind}.gguf") for digest, kind in zip(digests, TYPES, strict=True))
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _total(steps: dict[str, Measured]) -> float:
@@ -191,8 +231,12 @@ def main() -> None:
     options.add_argument("--threads", type=int, default=min(2, len(os.sched_getaffinity(0))), help="for both sides")
     options.add_argument("--repeats", type=int, default=2, help="runs of each small measurement; the best counts")
     options.add_argument("--quick", action="store_true", help="SmolLM2 and the smallest synthetic model only")
+    options.add_argument(
+        "--model", choices=[SMOLLM2, *(shape.name for shape in SHAPES)], help="this model alone, side by side"
+    )
+    options.add_argument("--plain", action="store_true", help="without an importance matrix only")
     arguments = options.parse_args()
-    bench = Bench(arguments.threads, arguments.repeats)
+    bench = Bench(arguments.threads, arguments.repeats, importances=not arguments.plain)
     facts = machine()
     print_machine(facts)
     print(
@@ -200,24 +244,10 @@ def main() -> None:
     )
     peer = peer_converter()
     WORK.mkdir(parents=True, exist_ok=True)
-    smollm2 = smollm2_checkpoint()
-    bench.raw[smollm2.name] = bench.side_by_side(peer, smollm2, repeats=bench.repeats, at_most=0.4)
-    bench.efficiency(smollm2, repeats=bench.repeats)
-    small, middle, large = SHAPES
-    with synthetic(small, _DISK_WITH_PEER) as checkpoint:
-        if checkpoint:
-            bench.raw[small.name] = bench.side_by_side(peer, checkpoint, repeats=bench.repeats)
-            bench.scaling(checkpoint)
-    if not arguments.quick:
-        with synthetic(middle, _DISK_WITH_PEER) as checkpoint:
-            if checkpoint:
-                bench.raw[middle.name] = bench.side_by_side(peer, checkpoint, repeats=1, at_most=0.2)
-                bench.efficiency(checkpoint, repeats=1)
-        with synthetic(large, _DISK_ALONE) as checkpoint:
-            if checkpoint:
-                run, document = bench.ours(checkpoint)
-                bench.raw[large.name] = {"ours": [{**figures(run), "report": document["seconds"]}]}
-                bench.memory(large.name, run, document)
+    if arguments.model:
+        bench.one(peer, arguments.model)
+    else:
+        bench.all(peer, quick=arguments.quick)
     bench.flatness()
     bench.save("bench", facts)
 
