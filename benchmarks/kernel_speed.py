@@ -52,9 +52,7 @@ def main() -> None:
             name = "with importances" if weighted else "without"
             lines.add(Target(f"{kind.name}, ggml", name, theirs, "M/s"))
             lines.add(Target(f"{kind.name}, quantkit", name, ours, "M/s"))
-            # ggml's Q4_1 without importances is near the speed of memory
-            least = 3 if kind.name == "Q4_1" and not weighted else 4
-            lines.add(Target(f"{kind.name}, quantkit / ggml", name, ours / theirs, "", at_least=least))
+            lines.add(Target(f"{kind.name}, quantkit / ggml", name, ours / theirs, "", at_least=4))
     lines.save("kernels", facts)
 
 

@@ -11,23 +11,22 @@
 
 enum { PER_BLOCK = 32 / LANES };
 
-/* The lanes in another order, by halves, quarters and so on: the steps of a reduction. JOIN_HALVES: the first half of
- * `a`, the second of `b`. */
+/* GCC keeps a loop at -O2 otherwise. */
+#define UNROLLED _Pragma("GCC unroll 32")
+
+/* The lanes in another order, by halves, quarters and so on: the steps of a reduction. */
 #if LANES == 16
 #define EXCHANGE_HALVES(v) SHUFFLE(v, v, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7)
-#define JOIN_HALVES(a, b) SHUFFLE(a, b, 0, 1, 2, 3, 4, 5, 6, 7, 24, 25, 26, 27, 28, 29, 30, 31)
 #define EXCHANGE_4(v) SHUFFLE(v, v, 4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11)
 #define EXCHANGE_2(v) SHUFFLE(v, v, 2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13)
 #define EXCHANGE_1(v) SHUFFLE(v, v, 1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14)
 #elif LANES == 8
 #define EXCHANGE_HALVES(v) SHUFFLE(v, v, 4, 5, 6, 7, 0, 1, 2, 3)
-#define JOIN_HALVES(a, b) SHUFFLE(a, b, 0, 1, 2, 3, 12, 13, 14, 15)
 #define EXCHANGE_4(v) (v)
 #define EXCHANGE_2(v) SHUFFLE(v, v, 2, 3, 0, 1, 6, 7, 4, 5)
 #define EXCHANGE_1(v) SHUFFLE(v, v, 1, 0, 3, 2, 5, 4, 7, 6)
 #else
 #define EXCHANGE_HALVES(v) SHUFFLE(v, v, 2, 3, 0, 1)
-#define JOIN_HALVES(a, b) SHUFFLE(a, b, 0, 1, 6, 7)
 #define EXCHANGE_4(v) (v)
 #define EXCHANGE_2(v) (v)
 #define EXCHANGE_1(v) SHUFFLE(v, v, 1, 0, 3, 2)
@@ -46,27 +45,39 @@ INLINE float largest_magnitude(const vf *x) {
     return largest_of_half(greatest(most, (vf)EXCHANGE_HALVES((vi)most)))[0];
 }
 
-typedef struct {
-    float low, high;
-} Range;
-/* The smallest and the largest value. Of zeros of both signs it is any one. */
-INLINE Range range(const vf *x) {
-    vf high = x[0], low = x[0];
-    for (int i = 1; i < PER_BLOCK; i++) {
-        high = greatest(high, x[i]);
-        low = least(low, x[i]);
+/* The largest lane of vector k in lane k: halves interleaved as in `transpose`, and the larger of each two lanes kept. */
+INLINE vf largest_of_each(vf *v) {
+    UNROLLED
+    for (int count = LANES / 2; count; count /= 2)
+        UNROLLED
+        for (int k = 0; k < count; k++)
+            v[k] = greatest(
+                (vf)FIRST_HALVES((vi)v[k], (vi)v[k + count]), (vf)SECOND_HALVES((vi)v[k], (vi)v[k + count]));
+    return v[0];
+}
+
+/* The smallest and the largest value of LANES blocks. Of zeros of both signs it is any one. */
+INLINE void ranges(const float *const *block, vf *low, vf *high) {
+    vf highs[LANES], lows[LANES];
+    UNROLLED
+    EACH_LANE {
+        vf x[PER_BLOCK];
+        memcpy(x, block[k], sizeof x);
+        highs[k] = lows[k] = x[0];
+        for (int i = 1; i < PER_BLOCK; i++) {
+            highs[k] = greatest(highs[k], x[i]);
+            lows[k] = least(lows[k], x[i]);
+        }
+        lows[k] = -lows[k];
     }
-    /* both go on in the halves of one vector */
-    high = greatest(high, (vf)EXCHANGE_HALVES((vi)high));
-    low = least(low, (vf)EXCHANGE_HALVES((vi)low));
-    vf both = largest_of_half((vf)JOIN_HALVES((vi)high, (vi)(-low)));
-    return (Range){-both[LANES / 2], both[0]};
+    *high = largest_of_each(highs);
+    *low = -largest_of_each(lows);
 }
 
 /* The bytes of a block's levels. */
 INLINE void narrow(const vi *level, uint8_t *bytes) {
     for (int i = 0; i < PER_BLOCK; i++) {
-        vb part = __builtin_convertvector(level[i], vb);
+        vb part = low_bytes(level[i]);
         memcpy(bytes + i * LANES, &part, sizeof part);
     }
 }
@@ -82,7 +93,7 @@ INLINE uint32_t fifth_bits(const uint8_t *level) {
     return bits;
 }
 
-/* Levels of four or five bits after the scale: as `store_levels`, for one block. */
+/* Levels of four or five bits after the scale: as `store_levels`, for one block. A byte keeps only the lowest bits. */
 INLINE void store_block(const vi *level, int bits, uint8_t *out) {
     if (bits == 5) {
         uint8_t bytes[32];
@@ -92,8 +103,8 @@ INLINE void store_block(const vi *level, int bits, uint8_t *out) {
         out += 4;
     }
     for (int i = 0; i < PER_BLOCK / 2; i++) {
-        vi pair = (level[i] & 15) | (level[i + PER_BLOCK / 2] & 15) << 4;
-        vb part = __builtin_convertvector(pair, vb);
+        vi low = bits == 5 ? level[i] & 15 : level[i], pair = low | level[i + PER_BLOCK / 2] << 4;
+        vb part = low_bytes(pair);
         memcpy(out + i * LANES, &part, sizeof part);
     }
 }

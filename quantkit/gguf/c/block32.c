@@ -5,11 +5,9 @@
 #include "along.h"
 #include "search.h"
 
-/* C's conversion of a float to int8_t, then the smaller of it and `top`, as a byte. */
-INLINE vi small_level(vf x, int top) {
-    vi level = truncated(x) << 24 >> 24;
-    return blend_int(level < top, level, splat_int(top)) & 255;
-}
+/* A level that is not negative, at most `top`. ggml converts it to int8_t first; what does not fit, a scale of zero gives,
+ * and then the low bits are the same. */
+INLINE vi small_level(vf x, int top) { return clamped(truncated(x), INT32_MIN, top); }
 /* Levels of four or five bits: the low four, two in a byte, after the fifth of all 32. */
 INLINE void store_levels(const vi *level, int bits, uint8_t *const *out, int at) {
     vi byte[16];
@@ -56,47 +54,58 @@ static void q5_0(const Batch *batch) { symmetric_block(batch, 5); }
 static void q4_1(const Batch *batch) { affine_block(batch, 4); }
 static void q5_1(const Batch *batch) { affine_block(batch, 5); }
 
-/* The value of largest magnitude. Of equal ones ggml takes the first, which is rare. */
-INLINE float extreme(const float *block, Range all) {
-    if (all.high > -all.low) return all.high;
-    if (all.high < -all.low) return all.low;
-    float size = all.high, value = 0.f;
+/* Of values of the largest magnitude `size` ggml takes the first. */
+INLINE float first_of_size(const float *block, float size) {
+    float value = 0.f;
     for (int i = 31; i >= 0; i--)
         if (size > 0.f && fabsf(block[i]) == size) value = block[i];
     return value;
 }
-/* The first of zeros of both signs, as ggml takes it, which is rare too. */
+/* The first of zeros of both signs, as ggml takes it. */
 INLINE float first_zero(const float *block, float value) {
-    for (int i = 31; i >= 0 && value == 0.f; i--)
+    for (int i = 31; i >= 0; i--)
         if (block[i] == 0.f) value = block[i];
     return value;
 }
+/* The value of largest magnitude in every lane, or with `affine` the largest; blocks where several have it are rare. */
+INLINE vf extremes(const float *const *block, vf *low, vf high, int affine) {
+    if (affine) {
+        vi low_zero = *low == 0.f, high_zero = high == 0.f;
+        if (any(low_zero | high_zero)) EACH_LANE {
+                if (low_zero[k]) (*low)[k] = first_zero(block[k], 0.f);
+                if (high_zero[k]) high[k] = first_zero(block[k], 0.f);
+            }
+        return high;
+    }
+    vi equal = high == -*low;
+    vf extreme = blend(high > -*low, high, *low);
+    if (any(equal)) EACH_LANE if (equal[k]) extreme[k] = first_of_size(block[k], high[k]);
+    return extreme;
+}
 
-/* Blocks without importances, LANES at a time. Their scales share a vector, because a division takes as long for all
- * lanes as for one. */
+/* Blocks without importances, LANES at a time: their scales share a vector, because a division takes as long for all
+ * lanes as for one. Idle lanes of the last blocks repeat the last one. */
 INLINE void blocks_along(const float *block, uint8_t *out, int64_t count, int bits, int affine) {
     int half_range = 1 << (bits - 1), top = (1 << bits) - 1, bytes = (affine ? 4 : 2) + 4 * bits;
     for (int64_t first = 0; first < count; first += LANES, block += 32 * LANES, out += bytes * LANES) {
         int n = count - first < LANES ? (int)(count - first) : LANES;
-        vf x[PER_BLOCK], low, high;
-        float lows[LANES] = {0}, highs[LANES] = {0}, steps[LANES];
+        const float *each[LANES];
+        vf low, high;
+        float lows[LANES], steps[LANES];
         uint16_t scales[LANES], mins[LANES];
-        vi level[PER_BLOCK];
-        for (int k = 0; k < n; k++) {
-            memcpy(x, block + 32 * k, sizeof x);
-            Range all = range(x);
-            lows[k] = affine ? first_zero(block + 32 * k, all.low) : 0.f;
-            highs[k] = affine ? first_zero(block + 32 * k, all.high) : extreme(block + 32 * k, all);
-        }
-        memcpy(&low, lows, sizeof low);
-        memcpy(&high, highs, sizeof high);
+        EACH_LANE each[k] = block + 32 * (k < n ? k : n - 1);
+        ranges(each, &low, &high);
+        high = extremes(each, &low, high, affine);
         vf d = affine ? (high - low) / (float)top : high / (float)-half_range;
         vf step = blend(d != 0.f, splat(1.f) / d, splat(0.f));
         vi d_half = to_halves(d), low_half = to_halves(low);
+        memcpy(lows, &low, sizeof low);
         memcpy(steps, &step, sizeof step);
         EACH_LANE scales[k] = (uint16_t)d_half[k], mins[k] = (uint16_t)low_half[k];
         for (int k = 0; k < n; k++) {
             uint8_t *to = out + bytes * k;
+            vf x[PER_BLOCK];
+            vi level[PER_BLOCK];
             memcpy(to, &scales[k], 2);
             if (affine) memcpy(to + 2, &mins[k], 2);
             memcpy(x, block + 32 * k, sizeof x);

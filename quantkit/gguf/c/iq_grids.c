@@ -35,9 +35,6 @@ typedef struct {
     float fudge;            /* of the stored scale */
 } Shape;
 
-/* A loop over the values of a point; GCC keeps it at -O2 otherwise. */
-#define UNROLLED _Pragma("GCC unroll 32")
-
 INLINE vf smallest_lane(vf v) {
     v = least(v, (vf)EXCHANGE_HALVES((vi)v));
     if (LANES > 8) v = least(v, (vf)EXCHANGE_4((vi)v));

@@ -76,6 +76,22 @@ INLINE vf square_root(vf x) {
 INLINE vf absolute(vf x) { return (vf)((vi)x & 0x7fffffff); }
 INLINE vf floats(vi x) { return __builtin_convertvector(x, vf); }
 INLINE vi truncated(vf x) { return __builtin_convertvector(x, vi); }
+/* The low byte of every lane. With AVX2 GCC converts lane by lane. */
+INLINE vb low_bytes(vi x) {
+#if LANES == 8 && !defined __clang__
+    typedef uint8_t bytes __attribute__((vector_size(32)));
+    bytes packed = __builtin_shuffle(
+        (bytes)x,
+        (bytes){0, 4, 8, 12, 0, 4, 8, 12, 0, 4, 8, 12, 0, 4, 8, 12, 16, 20, 24, 28, 16, 20, 24, 28, 16, 20, 24, 28,
+                16, 20, 24, 28});
+    vi words = __builtin_shuffle((vi)packed, (vi){0, 4, 0, 4, 0, 4, 0, 4});
+    vb low;
+    memcpy(&low, &words, sizeof low);
+    return low;
+#else
+    return __builtin_convertvector(x, vb);
+#endif
+}
 INLINE int any(vi mask) {
     int32_t any = 0;
     EACH_LANE any |= mask[k];
@@ -145,7 +161,7 @@ static void store(const vi *byte, int n, uint8_t *const *out, int at) {
         EACH_LANE tile[k] = byte[i + k];
         transpose(tile, rows);
         EACH_LANE {
-            vb narrow = __builtin_convertvector((vi)rows[k], vb);
+            vb narrow = low_bytes((vi)rows[k]);
             memcpy(out[k] + at + i, &narrow, sizeof narrow);
         }
     }
