@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -68,12 +69,11 @@ def _types(conversion: Conversion) -> list[str]:
     from quantkit.gguf.file_types import file_type
     from quantkit.packed.formats import OWN_ALGORITHM
     from quantkit.packed.registry import FORMATS
-    from quantkit.planning.phones import PHONE_TYPES
 
     preset = conversion.gguf.preset
     if preset not in (None, PRESET):
         raise UsageError(f"preset {preset!r} does not exist; the only preset is {PRESET}")
-    names = [name.lower() for name in (*conversion.types, *(PHONE_TYPES if preset else ()))]
+    names = [name.lower() for name in (*conversion.types, *_preset_types(preset))]
     methods = {name: FORMATS[name] for name in FORMATS if name in names}
     chosen = conversion.packed.algorithm
     algorithms = {OWN_ALGORITHM.get(name, chosen) for name, kind in methods.items() if kind.calibrated}
@@ -97,6 +97,15 @@ def _types(conversion: Conversion) -> list[str]:
     ):
         raise UsageError(f"--group-size has no effect on {' and '.join(methods)}; leave it out")
     return names
+
+
+def _preset_types(preset: str | None) -> Sequence[str]:
+    """The types of the preset; none without one."""
+    if preset is None:
+        return ()
+    from quantkit.planning.phones import PHONE_TYPES
+
+    return PHONE_TYPES
 
 
 def _calibrate(conversion: Conversion, types: list[str], *, is_gguf: bool) -> bool:

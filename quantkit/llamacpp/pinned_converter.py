@@ -5,15 +5,10 @@ into the private cache folder. Nothing of the distribution is built or installed
 """
 
 import hashlib
-import html
 import os
 import re
-import tarfile
 from collections.abc import Mapping
-from http.client import HTTPException
 from pathlib import Path
-from urllib.parse import urljoin
-from urllib.request import urlopen
 
 from quantkit.errors import HubError, QuantkitError
 from quantkit.private_cache import private_cache_folder, read_private
@@ -93,6 +88,12 @@ def _digest(folder: Path) -> str:
 
 
 def _download(archive: Path, environment: Mapping[str, str], progress: Progress) -> None:
+    # every conversion imports this module, few download
+    import html
+    from http.client import HTTPException
+    from urllib.parse import urljoin
+    from urllib.request import urlopen
+
     index = next(filter(None, map(environment.get, _INDEXES)), _INDEX)
     page = f"{index.rstrip('/')}/{PROJECT}/"
     progress.start(f"downloading llama.cpp's converter {VERSION}", SIZE)
@@ -123,6 +124,8 @@ def _download(archive: Path, environment: Mapping[str, str], progress: Progress)
 
 
 def _unpack(archive: Path, folder: Path) -> None:
+    import tarfile
+
     folder.mkdir(mode=0o700)
     with tarfile.open(archive) as tar:
         for member in tar:

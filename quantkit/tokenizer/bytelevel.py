@@ -16,7 +16,7 @@ from . import pretokenizers
 from .files import TokenizerFiles, read_text
 from .huggingface import build_tokenizer, encoded
 from .probe import PROBE
-from .tokens import NORMAL, UNUSED, Tokens, fit, padding, say_padded
+from .tokens import NORMAL, UNUSED, Tokens, fit, padded, say_padded
 
 
 def load(files: TokenizerFiles, config: Mapping[str, Any], pre: str | None) -> Tokens:
@@ -41,7 +41,7 @@ def load(files: TokenizerFiles, config: Mapping[str, Any], pre: str | None) -> T
     tokens = Tokens(
         "gpt2",
         recognised.name,
-        texts=padding(range(vocab_size)),
+        texts=padded(vocab_size, vocab.values()),
         types=[UNUSED] * vocab_size,
         warnings=warnings,
         probe_ids=encoded(tokenizer, PROBE) if files.ranks is None else None,
@@ -112,6 +112,9 @@ def merges(files: TokenizerFiles) -> list[str]:
         return _merges_txt(files)
     if isinstance(listed[0], str):
         return list(listed)
+    pairs = [" ".join(pair) for pair in listed]
+    if "".join(pairs).count(" ") == len(pairs):
+        return pairs
     return [" ".join(part.replace(" ", "Ġ") for part in pair) for pair in listed]
 
 

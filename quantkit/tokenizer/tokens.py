@@ -93,6 +93,15 @@ def padding(numbers: Iterable[int]) -> list[bytes]:
     return [f"[PAD{number}]".encode() for number in numbers]
 
 
+def padded(rows: int, used: Iterable[int]) -> list[bytes]:
+    """A text for each row of an embedding: that of padding, or an empty one where a token will be placed."""
+    texts = [b""] * rows
+    unused = sorted(set(range(rows)).difference(used))
+    for number, text in zip(unused, padding(unused), strict=True):
+        texts[number] = text
+    return texts
+
+
 def say_padded(tokens: Tokens, used: int) -> None:
     """Warn when the embedding has more rows than the tokenizer has tokens; `used` counts the tokens."""
     if used < len(tokens.texts):
@@ -137,6 +146,8 @@ def too_large(count: int, vocab_size: int) -> TokenizerError:
 
 def refuse_duplicates(tokens: Tokens) -> None:
     """Raise TokenizerError when two ids share one text: llama.cpp aborts on loading such a file."""
+    if len(set(tokens.texts)) == len(tokens.texts):
+        return
     ids: dict[bytes, int] = {}
     for number, text in enumerate(tokens.texts):
         other = ids.setdefault(text, number)
