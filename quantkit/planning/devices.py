@@ -2,7 +2,7 @@
 
 Source: load_tensors of src/llama-model.cpp. The layers and the output count as n_layer + 1; the GPUs take the last
 `gpu_layers` of them. With several GPUs, each takes consecutive layers in the order of the devices. The last GPU in use
-has the output. The token embedding stays on the CPU.
+has the output. The token embedding stays on the CPU; its norm is on the device of the first layer.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from quantkit.planning.planned_tensors import PlannedTensor
 
 CPU = "CPU"
-_OF_FIRST_LAYER = frozenset(("per_layer_model_proj.weight", "per_layer_proj_norm.weight"))
+_OF_FIRST_LAYER = ("per_layer_model_proj.", "per_layer_proj_norm.", "token_embd_norm.")
 _WITH_OUTPUT = ("output", "enc.output", "dec.output", "altup_", "cls")
 
 
@@ -66,10 +66,10 @@ def weight_devices(
             devices[tensor.name] = ()  # llama.cpp loads layers for a later token only on request (load_mtp)
         elif layer is not None:
             devices[tensor.name] = (CPU,) if layer < context.cpu_moe and tensor.is_expert else (layers[layer],)
-        elif tensor.name in _OF_FIRST_LAYER:
-            devices[tensor.name] = (layers[0],)
         elif tensor.name.startswith(_WITH_OUTPUT) or tensor.name == f"{shape.traits.last_norm}.weight":
             devices[tensor.name] = (output,)
+        elif tensor.name.startswith(_OF_FIRST_LAYER):
+            devices[tensor.name] = (layers[0],)
         elif tensor.name == "token_embd.weight" and tied and output != CPU:
             devices[tensor.name] = (CPU, output)
         else:

@@ -12,9 +12,11 @@ ROPE_KINDS = ("default", "linear", "yarn", "llama3", "dynamic")
 _INT32_MAX = 2**31 - 1
 _FLOAT32_MAX = (2 - 2**-23) * 2.0**127
 
+# llama.cpp aborts at more (LLAMA_MAX_LAYERS and LLAMA_MAX_EXPERTS of src/llama-hparams.h).
+_MAX_LAYERS = 512
+_MAX_EXPERTS = 1024
+_LLAMA_CPP_AT_MOST = "but llama.cpp runs at most"
 # Upper bounds well above every published model; larger counts would keep a plan or a conversion busy for hours.
-_MAX_LAYERS = 1_000
-_MAX_EXPERTS = 10_000
 _MAX_EXPERT_LAYERS = 200_000
 _MAX_HEADS = 10_000
 _MAX_WIDTH = 1 << 20
@@ -161,6 +163,11 @@ def read_hyperparameters(config: Mapping[str, Any], rope_kinds: tuple[str, ...] 
             f"config.json: {n_layer} layers of {n_expert} experts are {n_layer * n_expert} experts in total; at most"
             f" {_MAX_EXPERT_LAYERS} are supported"
         )
+    n_draft = int(number(config, "mtp_num_hidden_layers", "num_nextn_predict_layers") or 0)
+    if n_layer + n_draft > _MAX_LAYERS:
+        raise CheckpointError(
+            f"config.json has {n_layer} layers and {n_draft} for later tokens, {_LLAMA_CPP_AT_MOST} {_MAX_LAYERS} in all"
+        )
     return Hyperparameters(
         n_layer=n_layer,
         hidden=hidden,
@@ -171,7 +178,7 @@ def read_hyperparameters(config: Mapping[str, Any], rope_kinds: tuple[str, ...] 
         vocab=size(config, "vocab_size"),
         n_expert=n_expert,
         n_expert_used=n_expert_used,
-        n_draft=int(number(config, "mtp_num_hidden_layers", "num_nextn_predict_layers") or 0),
+        n_draft=n_draft,
         context=optional_size(
             config,
             "max_position_embeddings",
@@ -214,7 +221,9 @@ def _rope(config: Mapping[str, Any], kinds: tuple[str, ...]) -> dict[str, Any]:
         rope.setdefault("partial_rotary_factor", partial)
     kind = rope["rope_type"] = rope.get("rope_type") or rope.get("type") or "default"
     if kind not in kinds:
-        raise UnsupportedError(f"config.json: a GGUF of this family cannot express rope scaling {kind!r}")
+        raise UnsupportedError(
+            f"config.json: a GGUF of this family cannot express rope scaling {kind!r}; it can express {', '.join(kinds)}"
+        )
     needed = {"linear": ("factor",), "yarn": ("factor",), "llama3": ("factor",)}.get(kind, ())
     for name, value in rope.items():
         if name in _ROPE_NUMBERS and not _is_positive(value):
@@ -262,7 +271,12 @@ def optional_size(config: Mapping[str, Any], *names: str) -> int | None:
         if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
             raise CheckpointError(f"config.json: {name} must be a positive whole number, not {_shown(value)}")
         if value > (bound := _BOUNDS.get(name, _INT32_MAX)):
-            raise CheckpointError(f"config.json: {name} is {_shown(value)}, but at most {bound} is supported")
+            limit = (
+                f"{_LLAMA_CPP_AT_MOST} {bound}"
+                if bound in (_MAX_LAYERS, _MAX_EXPERTS)
+                else f"but at most {bound} is supported"
+            )
+            raise CheckpointError(f"config.json: {name} is {_shown(value)}, {limit}; correct it")
         return value
     return None
 

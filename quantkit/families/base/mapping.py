@@ -330,7 +330,8 @@ def _stacked_over(rule: Rule) -> str | None:
 def _missing(rule: Rule, name: str, sizes: Hyperparameters) -> str:
     experts = f" of {sizes.n_expert} experts" if sizes.n_expert else ""
     head = " and a separate output head (tie_word_embeddings is false)" if rule.tied_to_embedding else ""
-    return f"tensor {name} is missing from the checkpoint; config.json describes {sizes.n_layer} layers{experts}{head}"
+    described = f"config.json describes {sizes.n_layer} layers{experts}{head}"
+    return f"tensor {name} is missing from the checkpoint, but {described}; download the checkpoint again"
 
 
 def _resolved(take: Take, shape: tuple[int, ...]) -> Take:
