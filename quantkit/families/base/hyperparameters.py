@@ -166,7 +166,8 @@ def read_hyperparameters(config: Mapping[str, Any], rope_kinds: tuple[str, ...] 
     n_draft = int(number(config, "mtp_num_hidden_layers", "num_nextn_predict_layers") or 0)
     if n_layer + n_draft > _MAX_LAYERS:
         raise CheckpointError(
-            f"config.json has {n_layer} layers and {n_draft} for later tokens, {_LLAMA_CPP_AT_MOST} {_MAX_LAYERS} in all"
+            f"config.json has {n_layer} layers and {n_draft} for later tokens, {_LLAMA_CPP_AT_MOST} {_MAX_LAYERS} in"
+            " all; correct it"
         )
     return Hyperparameters(
         n_layer=n_layer,
@@ -222,7 +223,8 @@ def _rope(config: Mapping[str, Any], kinds: tuple[str, ...]) -> dict[str, Any]:
     kind = rope["rope_type"] = rope.get("rope_type") or rope.get("type") or "default"
     if kind not in kinds:
         raise UnsupportedError(
-            f"config.json: a GGUF of this family cannot express rope scaling {kind!r}; it can express {', '.join(kinds)}"
+            f"config.json: a GGUF of this family cannot express rope scaling {kind!r}; it can express"
+            f" {', '.join(kinds)}"
         )
     needed = {"linear": ("factor",), "yarn": ("factor",), "llama3": ("factor",)}.get(kind, ())
     for name, value in rope.items():
