@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from benchmarks.lines import REPOSITORY
 from quantkit.checkpoint import open_checkpoint
 from quantkit.gguf.file_types import file_type
-from quantkit.texts.samples import load_samples
+from quantkit.texts.samples import SampleRequest, load_samples
 from tests.helpers.imatrix_peer import llama_imatrix
 from tests.helpers.oracle import llama_quantize
 
@@ -144,9 +144,7 @@ class Files:
         calibration = self.options.calibration
         source, chat = (None, None) if calibration is None else (str(calibration), False)
         with open_checkpoint(str(self.model)) as checkpoint:
-            samples = load_samples(
-                checkpoint, source=source, n_samples=self.options.n_samples, seq_len=self.options.length, chat=chat
-            )
+            samples = load_samples(checkpoint, SampleRequest(source, self.options.n_samples, self.options.length, chat))
         return samples.tokens
 
     def source(self) -> Path:

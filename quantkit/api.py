@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from quantkit.adapters import AdapterRequest
-from quantkit.checkpoint import Checkpoint
+from quantkit.checkpoint import Access, Checkpoint
 from quantkit.conversion.projector import plan_bridged
 from quantkit.conversion.run import Result, run
 from quantkit.errors import MissingExtraError
@@ -65,7 +65,7 @@ def open_source(source: str | Path, *, offline: bool = False, headers_only: bool
     Raises:
         CheckpointError, HubError, UnsupportedError: the source is not found, damaged, or of an unknown family.
     """
-    return open_convertible(str(source), offline=offline, headers_only=headers_only)
+    return open_convertible(str(source), Access(offline, headers_only))
 
 
 def convert(
@@ -92,9 +92,8 @@ def convert(
     """
     options = options or ConvertOptions()
     offline = options.calibration.offline
-    with closing(
-        open_convertible(str(source), offline=offline, stream=options.stream, adapters=options.adapters)
-    ) as opened:
+    access = Access(offline, stream=options.stream)
+    with closing(open_convertible(str(source), access, adapters=options.adapters)) as opened:
         merge_adapters(opened, options.adapters, offline=offline, progress=progress)
         request = conversion_request(types, Path(output), options, is_gguf=isinstance(opened, Model))
         conversion = plan_conversion(opened, request)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from quantkit.adapters.config import FILE, AdapterConfig, parse_adapter_config
 from quantkit.adapters.names import parse_name
-from quantkit.checkpoint import TensorInfo
+from quantkit.checkpoint import Access, TensorInfo
 from quantkit.checkpoint.folder import GIT_LFS, read_small_file, refuse_pointer, unreadable
 from quantkit.checkpoint.jsonfile import shown
 from quantkit.checkpoint.safetensors_file import read_header
@@ -143,8 +143,8 @@ def _fetch(where: HubId, source: str, *, offline: bool, progress: Progress) -> t
     # Imported here, because a local folder does not need the hub client, which is slow to import.
     from quantkit.checkpoint import hub
 
-    request = hub.Request(where, source, progress=progress)
-    folder = hub.fetch_files(request, (FILE, WEIGHTS), offline=offline)
+    request = hub.Request(where, source, Access(offline=offline), progress)
+    folder = hub.fetch_files(request, (FILE, WEIGHTS))
     return folder, folder.name
 
 

@@ -4,7 +4,7 @@ Everything is validated when a checkpoint is opened; afterwards only rows are re
 """
 
 from quantkit.checkpoint.checkpoint import Checkpoint
-from quantkit.checkpoint.sources import Checks, open_checkpoint
+from quantkit.checkpoint.sources import Access, Checks, open_checkpoint
 from quantkit.checkpoint.tensor import TensorInfo
 
-__all__ = ["Checkpoint", "Checks", "TensorInfo", "open_checkpoint"]
+__all__ = ["Access", "Checkpoint", "Checks", "TensorInfo", "open_checkpoint"]

@@ -7,7 +7,7 @@ before its weights are fetched; then the weight files.
 import logging
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
@@ -22,6 +22,7 @@ from quantkit.checkpoint.checkpoint import Checkpoint, Origin
 from quantkit.checkpoint.folder import (
     SAFETENSORS,
     SMALL_FILE,
+    Weights,
     choose_weights,
     parse_config,
     read_small_file,
@@ -35,7 +36,7 @@ from quantkit.checkpoint.quantized.settings import BESIDE, is_possibly_stale
 from quantkit.checkpoint.ranges import Ranges
 from quantkit.checkpoint.remote_headers import fetch_headers
 from quantkit.checkpoint.repository import Listing, Repository
-from quantkit.checkpoint.sources import SETTINGS_FILES, Checks, HubId, checked_config, open_folder
+from quantkit.checkpoint.sources import SETTINGS_FILES, Access, Checks, HubId, checked_config, open_folder
 from quantkit.checkpoint.streamed import StreamedWeights
 from quantkit.checkpoint.weights import combine, open_file, read_index, shard_names
 from quantkit.errors import CheckpointError, HubError
@@ -65,8 +66,7 @@ class Request:
 
     where: HubId
     source: str
-    token: str | None = None
-    cache_dir: Path | None = None
+    access: Access
     progress: Progress = SILENT
     checks: Checks | None = None
 
@@ -74,86 +74,98 @@ class Request:
     def repository(self) -> Repository:
         """The repository on its hub."""
         hub = ModelScope if self.where.hub == "modelscope" else HuggingFace
-        return hub(self.where.repo_id, self.where.revision, self.token, self.cache_dir)
+        return hub(self.where.repo_id, self.where.revision, self.access.token, self.access.cache_dir)
 
 
-def open_from_hub(request: Request, *, offline: bool, headers_only: bool, stream: bool = False) -> Checkpoint:
+def open_from_hub(request: Request) -> Checkpoint:
     """The checkpoint of a repository; see `open_checkpoint`. Raises HubError, or as `open_folder`.
 
     If the hub cannot be reached, a complete copy in the cache is used.
     """
     repository = request.repository
     with _quiet():
-        if offline or repository.offline:
+        if request.access.offline or repository.offline:
             return _from_cache(request, repository.not_cached())
         try:
             listing = _list_files(repository)
         except UnreachableError as error:
             return _from_cache(request, error)
-        if "config.json" not in listing.sizes:
-            other = describe_names(listing.sizes)
-            raise HubError(
-                f"{repository.repo_id} {other}"
-                if other
-                else f"{repository.repo_id} has no config.json on {repository.hub}; take the model's Hugging Face"
-                " checkpoint"
-            )
-        # by the user's name of the revision, so that the cache finds it by the same name offline
-        folder = _download(repository, listing, "config.json", by_user_revision=True).parent
-        if folder.name != listing.state:  # the branch moved between the two requests
-            listing = _list_files(repository, folder.name)
-        config = parse_config(read_small_file(folder, "config.json", request.source), request.source)
-        completed, notes = checked_config(config, request.checks)
-        for name in sorted(listing.sizes):
-            if _is_small_file(name):
-                _download(repository, listing, name)
-        chosen = choose_weights(listing.sizes, request.source)
-        if chosen.index is not None:
-            _download(repository, listing, chosen.index)
-        weight_map = read_index(folder, chosen, request.source)
-        files = shard_names(chosen, weight_map)
-        for file in files:
-            if file not in listing.sizes:
-                raise CheckpointError(f"{request.source} lacks its weight file {file}; tell the repository's owner")
-        files += module_files(listing.sizes) if chosen.kind == SAFETENSORS else []
-        origin = _origin(request, folder)
-        # The headers show what the model lacks and whether it is quantized, before the weights are downloaded.
-        checked = is_possibly_stale(config) is not None or request.checks is not None
-        local = {file: path for file in files if (path := repository.cached(listing, file)) is not None}
-        missing = len(local) < len(files)
-        if stream and missing and chosen.kind != SAFETENSORS:
-            raise HubError(
-                f"{repository.repo_id} has only {files[0]}, a pickle, and --stream reads safetensors; leave out"
-                " --stream"
-            )
-        ranges = Ranges(repository.repo_id, repository.check)
-        if headers_only or (missing and stream) or (checked and missing and chosen.kind == SAFETENSORS):
-            headers = fetch_headers(repository, listing, ranges, chosen, files)
-            remote = Checkpoint(origin, completed, combine(headers, weight_map, chosen, request.source, None), notes)
-            if headers_only:
-                return remote
-            if request.checks is not None:
-                request.checks.tensors(remote)
-            if stream:
-                weights = combine(headers, weight_map, chosen, request.source, None)
-                descriptors = {file: open_file(path, request.source) for file, path in local.items()}
-                away = [tensor for tensor in weights.tensors.values() if tensor.file not in local]
-                streamed = StreamedWeights(repository, listing, ranges, away)
-                return Checkpoint(
-                    origin, completed, replace(weights, descriptors=descriptors, streamed=streamed), notes
-                )
-        _download_weights(request, listing, files)
-        return open_folder(origin, request.checks)
+        return _open_listed(request, listing)
 
 
-def fetch_files(request: Request, names: Sequence[str], *, offline: bool) -> Path:
+def _open_listed(request: Request, listing: Listing) -> Checkpoint:
+    """The small files, then the headers of the weights if they are needed or asked for, then the weights."""
+    repository, access = request.repository, request.access
+    folder, listing = _download_config(repository, listing)
+    config = parse_config(read_small_file(folder, "config.json", request.source), request.source)
+    completed, notes = checked_config(config, request.checks)
+    for name in sorted(listing.sizes):
+        if _is_small_file(name):
+            _download(repository, listing, name)
+    chosen = choose_weights(listing.sizes, request.source)
+    if chosen.index is not None:
+        _download(repository, listing, chosen.index)
+    weight_map = read_index(folder, chosen, request.source)
+    files = _weight_files(request, listing, chosen, weight_map)
+    origin = _origin(request, folder)
+    # The headers show what the model lacks and whether it is quantized, before the weights are downloaded.
+    checked = is_possibly_stale(config) is not None or request.checks is not None
+    local = {file: path for file in files if (path := repository.cached(listing, file)) is not None}
+    missing = len(local) < len(files)
+    if access.stream and missing and chosen.kind != SAFETENSORS:
+        raise HubError(
+            f"{repository.repo_id} has only {files[0]}, a pickle, and --stream reads safetensors; leave out --stream"
+        )
+    ranges = Ranges(repository.repo_id, repository.check)
+    if access.headers_only or (missing and access.stream) or (checked and missing and chosen.kind == SAFETENSORS):
+        headers = fetch_headers(repository, listing, ranges, chosen, files)
+        remote = Checkpoint(origin, completed, combine(headers, weight_map, chosen, request.source, None), notes)
+        if access.headers_only:
+            return remote
+        if request.checks is not None:
+            request.checks.tensors(remote)
+        if access.stream:
+            weights = combine(headers, weight_map, chosen, request.source, None)
+            descriptors = {file: open_file(path, request.source) for file, path in local.items()}
+            away = [tensor for tensor in weights.tensors.values() if tensor.file not in local]
+            streamed = StreamedWeights(repository, listing, ranges, away)
+            return Checkpoint(origin, completed, replace(weights, descriptors=descriptors, streamed=streamed), notes)
+    _download_weights(request, listing, files)
+    return open_folder(origin, request.checks)
+
+
+def _download_config(repository: Repository, listing: Listing) -> tuple[Path, Listing]:
+    """The snapshot folder with config.json, and the listing of the same commit. Raises HubError without a config."""
+    if "config.json" not in listing.sizes:
+        other = describe_names(listing.sizes)
+        fault = other or f"has no config.json on {repository.hub}; take the model's Hugging Face checkpoint"
+        raise HubError(f"{repository.repo_id} {fault}")
+    # by the user's name of the revision, so that the cache finds it by the same name offline
+    folder = _download(repository, listing, "config.json", by_user_revision=True).parent
+    if folder.name != listing.state:  # the branch moved between the two requests
+        listing = _list_files(repository, folder.name)
+    return folder, listing
+
+
+def _weight_files(
+    request: Request, listing: Listing, chosen: Weights, weight_map: Mapping[str, str] | None
+) -> list[str]:
+    """The names of all weight files, those of Dense modules too. Raises CheckpointError for one that is not listed."""
+    files = shard_names(chosen, weight_map)
+    for file in files:
+        if file not in listing.sizes:
+            raise CheckpointError(f"{request.source} lacks its weight file {file}; tell the repository's owner")
+    return [*files, *(module_files(listing.sizes) if chosen.kind == SAFETENSORS else ())]
+
+
+def fetch_files(request: Request, names: Sequence[str]) -> Path:
     """The snapshot folder of a repository with those of `names` that it has; the first one must exist.
 
     If the hub cannot be reached, the copy in the cache is used. Raises HubError.
     """
     repository = request.repository
     with _quiet():
-        if offline or repository.offline:
+        if request.access.offline or repository.offline:
             return _cached_folder(repository, names[0], repository.not_cached())
         try:
             listing = _list_files(repository)

@@ -100,24 +100,32 @@ def _origin_of_folder(folder: Path, source: str) -> Origin:
     return Origin(Path(os.path.normpath(folder.absolute())).name, source, folder.resolve())
 
 
+@dataclass(frozen=True)
+class Access:
+    """How a hub's files are read. Only the needed files are fetched. A folder is read as it is.
+
+    Attributes:
+        offline: use only the cache, as HF_HUB_OFFLINE does.
+        headers_only: fetch only the safetensors headers of the weights, by range requests; rows cannot be read then.
+        stream: read rows by range requests when they are asked for, unless the cache has the files.
+        token: the user's token, in place of the stored one.
+        cache_dir: a cache in place of the hub's standard one.
+    """
+
+    offline: bool = False
+    headers_only: bool = False
+    stream: bool = False
+    token: str | None = None
+    cache_dir: Path | None = None
+
+
 def open_checkpoint(
-    source: str,
-    *,
-    token: str | None = None,
-    offline: bool = False,
-    headers_only: bool = False,
-    stream: bool = False,
-    cache_dir: Path | None = None,
-    progress: Progress = SILENT,
-    checks: Checks | None = None,
+    source: str, access: Access = Access(), *, progress: Progress = SILENT, checks: Checks | None = None
 ) -> Checkpoint:
     """A checkpoint, validated: headers, index and config are checked before this returns; no weights are in memory.
 
-    From the hub only the needed files are fetched, into the hub's standard cache (or `cache_dir`); `token` stands in
-    for the stored one, `offline` (or HF_HUB_OFFLINE) keeps to the cache. `headers_only` fetches of a hub repository's
-    weights only their safetensors headers, by range requests; such a checkpoint cannot read rows. `stream`: rows are
-    read by range requests when they are asked for, unless the cache has the files. `checks` come first, so a model
-    that they refuse costs no download of weights. `progress`: one stage, "downloading", in bytes of all weight files.
+    `checks` come first, so a model that they refuse costs no download of weights. `progress`: one stage,
+    "downloading", in bytes of all weight files.
 
     Raises:
         CheckpointError: a file is missing or malformed; HubError for a hub id.
@@ -130,12 +138,7 @@ def open_checkpoint(
     # Imported here, because a local folder does not need the hub client, which is slow to import.
     from quantkit.checkpoint import hub
 
-    return hub.open_from_hub(
-        hub.Request(where, source, token, cache_dir, progress, checks),
-        offline=offline,
-        headers_only=headers_only,
-        stream=stream,
-    )
+    return hub.open_from_hub(hub.Request(where, source, access, progress, checks))
 
 
 def open_folder(origin: Origin, checks: Checks | None = None) -> Checkpoint:

@@ -104,6 +104,7 @@ def _planned(
     out: Out, source: str, conversion: Conversion, work: RunOptions, stack: ExitStack
 ) -> "tuple[ConversionPlan, ConvertOptions]":
     """The plan of a conversion, whose source stays open until `stack` is closed, and the options of the API."""
+    from quantkit.checkpoint import Access
     from quantkit.cli.projectors import own_projector_types, with_bridged_projectors
     from quantkit.cli.sources import check_stream, fetch, is_gguf
     from quantkit.outputs.gguf_checkpoint import checkpoint_of_gguf
@@ -120,21 +121,18 @@ def _planned(
     types, options = convert_options(conversion, work, is_gguf=plain_gguf)
     request = conversion_request(types, conversion.output.output, options, is_gguf=plain_gguf)
     opened: Checkpoint | Model
+    access = Access(work.offline, headers_only=work.dry_run, stream=work.stream)
     if base is not None:
         opened = checkpoint_of_gguf(Path(source), base, offline=work.offline)
     elif request.folders and not plain_gguf:
-        opened = fetch(source, out, offline=work.offline, headers_only=work.dry_run, stream=work.stream)
+        opened = fetch(source, out, access)
     else:
-        converter = conversion.gguf.converter_options
-        mtp, offline, headers_only = conversion.gguf.mtp, work.offline, work.dry_run
         with out.progress() as progress:
             opened = open_convertible(
                 source,
-                converter,
-                mtp=mtp,
-                offline=offline,
-                headers_only=headers_only,
-                stream=work.stream,
+                access,
+                converter=conversion.gguf.converter_options,
+                mtp=conversion.gguf.mtp,
                 adapters=options.adapters,
                 progress=progress,
             )

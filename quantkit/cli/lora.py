@@ -49,6 +49,7 @@ def lora(
     Example: quantkit lora ADAPTER --base ORG/NAME -t f16 -o out
     """
     from quantkit.adapters import AdapterRequest, open_adapter
+    from quantkit.checkpoint import Access
     from quantkit.conversion.adapter_gguf import write_adapter_gguf
     from quantkit.families import open_model
     from quantkit.files import refuse_existing
@@ -57,7 +58,7 @@ def lora(
     check_name(name)
     with out.progress() as progress:
         opened = open_adapter(AdapterRequest(adapter), offline=offline, progress=progress)
-        with closing(opened), open_model(base, offline=offline, headers_only=True, progress=progress) as model:
+        with closing(opened), open_model(base, Access(offline, headers_only=True), progress=progress) as model:
             names = dict.fromkeys(type_.lower() for type_ in types or ["f32"])
             files = [plan_adapter_file(model, opened, type_, output, name) for type_ in names]
             refuse_existing([file.path for file in files], force=force)

@@ -8,7 +8,7 @@ from quantkit.errors import UsageError
 from quantkit.files import user_path
 
 if TYPE_CHECKING:
-    from quantkit.checkpoint import Checkpoint
+    from quantkit.checkpoint import Access, Checkpoint
 
 
 def is_gguf(source: str) -> bool:
@@ -24,9 +24,9 @@ def check_stream(source: str, *, stream: bool, offline: bool) -> None:
         raise UsageError("--stream needs the network; leave out --stream or --offline")
 
 
-def fetch(source: str, out: Out, *, offline: bool, headers_only: bool, stream: bool = False) -> "Checkpoint":
+def fetch(source: str, out: Out, access: "Access") -> "Checkpoint":
     """Open a checkpoint; its config.json is checked before anything else is downloaded."""
     from quantkit.families import open_model
 
     with out.progress() as progress:
-        return open_model(source, offline=offline, headers_only=headers_only, stream=stream, progress=progress)
+        return open_model(source, access, progress=progress)

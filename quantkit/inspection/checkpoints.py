@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from quantkit.chat import suggest
-from quantkit.checkpoint import Checkpoint, TensorInfo
+from quantkit.checkpoint import Access, Checkpoint, TensorInfo
 from quantkit.checkpoint.folder import choose_weights, read_small_file
 from quantkit.checkpoint.jsonfile import parse_object
 from quantkit.checkpoint.quantized.settings import stated_quantization
@@ -79,7 +79,7 @@ def describe_hub_checkpoint(source: str, *, offline: bool = False) -> Descriptio
     Raises:
         CheckpointError, HubError, UnsupportedError: as `open_model` does.
     """
-    with open_model(source, offline=offline, headers_only=True, any_architecture=True) as opened:
+    with open_model(source, Access(offline, headers_only=True), any_architecture=True) as opened:
         tensors = list(opened.stored_tensors.values())
         names = sorted({tensor.file for tensor in tensors})
         files = [File(name, sum(tensor.nbytes for tensor in tensors if tensor.file == name)) for name in names]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from quantkit.checkpoint.sources import parse_source
+from quantkit.checkpoint.sources import Access, parse_source
 from quantkit.errors import UsageError
 from quantkit.families import open_model
 from quantkit.files import user_path
@@ -121,7 +121,7 @@ def _open_all(sources: Sequence[str], options: MeasureOptions, progress: Progres
             if path.exists() or source.endswith(".gguf") or isinstance(parse_source(source), Path):
                 subjects += open_subjects(path, threads=options.threads, device=device)
             else:
-                checkpoint = open_model(source, offline=options.offline, progress=progress)
+                checkpoint = open_model(source, Access(offline=options.offline), progress=progress)
                 subjects.append(checkpoint_subject(checkpoint, threads=options.threads, device=device))
         yield subjects
     finally:

@@ -25,7 +25,7 @@ from quantkit.stream.sensitivity import LOGITS_AT_ONCE
 from quantkit.stream.shared import bytes_per_token
 from quantkit.stream.statistics import WIDE_BLOCK
 from quantkit.stream.stream import samples_at_once
-from quantkit.texts.samples import Samples, load_samples
+from quantkit.texts.samples import SampleRequest, Samples, load_samples
 
 GRAM_COPIES = 4
 """Copies of a Gram matrix in memory: the factorisation needs three, beside the samples that are not held out."""
@@ -138,14 +138,8 @@ def plan_calibration(
         CalibrationError, HubError, TokenizerError: see `load_samples`.
     """
     if samples is None:
-        samples = load_samples(
-            native.checkpoint,
-            source=request.text,
-            n_samples=request.samples,
-            seq_len=request.seq_len,
-            chat=request.chat,
-            offline=request.offline,
-        )
+        wanted = SampleRequest(request.text, request.samples, request.seq_len, request.chat, offline=request.offline)
+        samples = load_samples(native.checkpoint, wanted)
     layers = all_layers(native)
     vocabulary = vocabulary_memory(native.checkpoint.folder, int(native.config["vocab_size"]), 1)
     n_samples, seq_len = samples.tokens.shape

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from quantkit.checkpoint import Checkpoint, TensorInfo, open_checkpoint
+from quantkit.checkpoint import Access, Checkpoint, TensorInfo, open_checkpoint
 from quantkit.checkpoint.checkpoint import Origin, WeightFiles
 from quantkit.checkpoint.folder import parse_config, read_small_file
 from quantkit.checkpoint.quantized.settings import without_quantization
@@ -89,7 +89,7 @@ def _base_folder(base: str, *, offline: bool) -> Path:
     where = parse_source(base)
     if isinstance(where, Path):
         return where.resolve()
-    with open_checkpoint(base, offline=offline, headers_only=True) as opened:
+    with open_checkpoint(base, Access(offline, headers_only=True)) as opened:
         return opened.folder
 
 

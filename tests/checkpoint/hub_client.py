@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from quantkit.checkpoint import open_checkpoint
+from quantkit.checkpoint import Access, open_checkpoint
 from quantkit.errors import QuantkitError
 
 
@@ -27,12 +27,13 @@ class Steps:
 
 
 def opened(arguments: dict[str, Any]) -> dict[str, Any]:
-    """What `open_checkpoint(**arguments)` gives, and its progress."""
+    """What `open_checkpoint` gives of `source`, with the further arguments as its `Access`; and its progress."""
+    access = Access(**{name: value for name, value in arguments.items() if name != "source"})
     progress = Steps()
     started = time.monotonic()
     result: dict[str, Any]
     try:
-        with open_checkpoint(**arguments, progress=progress) as checkpoint:
+        with open_checkpoint(arguments["source"], access, progress=progress) as checkpoint:
             result = {
                 "name": checkpoint.name,
                 "repo_id": checkpoint.repo_id,

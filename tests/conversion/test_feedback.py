@@ -17,7 +17,7 @@ from quantkit.gguf.kernels import dequantize_rows
 from quantkit.imatrix.names import imatrix_columns, imatrix_sources
 from quantkit.quant.grid import Array
 from quantkit.stream.stream import Stream
-from quantkit.texts.samples import load_samples
+from quantkit.texts.samples import SampleRequest, load_samples
 from tests.families.expected import write_checkpoint
 from tests.helpers.command import quantkit
 from tests.helpers.tiny import tiny_llama
@@ -66,7 +66,9 @@ def grams(source: Path, folder: Path) -> dict[str, list[Array]]:
 
     with open_checkpoint(str(source)) as checkpoint:
         native = Native(checkpoint, nearest=True)
-        samples = load_samples(checkpoint, source=None, n_samples=12, seq_len=64, chat=None, offline=True)
+        samples = load_samples(
+            checkpoint, SampleRequest(source=None, n_samples=12, seq_len=64, chat=None, offline=True)
+        )
         with Stream(native, samples.tokens, folder, threads=1) as stream:
             stream.embed()
             for number in range(native.decoder.n_layers):

@@ -172,10 +172,10 @@ def test_a_run_that_the_hub_stopped_resumes_without_fetching_finished_tensors_ag
 
 
 def test_what_does_not_stay_in_memory_is_fetched_again_and_counted(hub: Hub, tmp_path: Path) -> None:
-    from quantkit.checkpoint import open_checkpoint
+    from quantkit.checkpoint import Access, open_checkpoint
     from tests.helpers.environment import environment as variables
 
-    with variables(environment(hub, tmp_path)), open_checkpoint(REPO, stream=True) as checkpoint:
+    with variables(environment(hub, tmp_path)), open_checkpoint(REPO, Access(stream=True)) as checkpoint:
         streamed = checkpoint.streamed
         assert streamed is not None
         streamed.memory = 1
@@ -249,11 +249,11 @@ def test_modelscope_is_streamed_too(folder: Path, tmp_path: Path) -> None:
 
 
 def test_a_closed_source_ends_the_requests_that_wait_for_a_further_try(hub: Hub, tmp_path: Path) -> None:
-    from quantkit.checkpoint import open_checkpoint
+    from quantkit.checkpoint import Access, open_checkpoint
     from tests.helpers.environment import environment as variables
 
     with variables(environment(hub, tmp_path)):
-        checkpoint = open_checkpoint(REPO, stream=True)
+        checkpoint = open_checkpoint(REPO, Access(stream=True))
         streamed, tensors = checkpoint.streamed, list(checkpoint.tensors.values())
         assert streamed is not None
         hub.answers[SHARDS[0]] = hub.answers[SHARDS[1]] = [(503, {"Retry-After": "100"})] * 50

@@ -63,7 +63,7 @@ def test_the_model_of_the_converter_is_that_of_its_file(checkpoint: Path, tmp_pa
     alone = tmp_path / "alone.gguf"
     script = str(converter / "convert_hf_to_gguf.py")
     subprocess.run([sys.executable, script, str(checkpoint), "--outfile", str(alone)], check=True)
-    model, file = open_convertible(str(checkpoint), ConverterOptions(converter)), model_from_gguf(alone)
+    model, file = open_convertible(str(checkpoint), converter=ConverterOptions(converter)), model_from_gguf(alone)
     try:
         assert [key.pack() for key in model.keys] == [key.pack() for key in file.keys]
         assert model.tensors == file.tensors

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 from quantkit.checkpoint import open_checkpoint
 from quantkit.errors import CalibrationError
 from quantkit.texts.documents import read_documents
-from quantkit.texts.samples import DEFAULT_NAME, DEFAULT_TEXT, cut_samples, load_samples
+from quantkit.texts.samples import DEFAULT_NAME, DEFAULT_TEXT, SampleRequest, cut_samples, load_samples
 from quantkit.texts.tokens import pieces
 from tests.helpers.real import smollm2_or_skip
 from tests.helpers.tiny import tiny_llama
@@ -44,7 +44,7 @@ def test_the_samples_are_the_tokenizers_own_ids_in_order(smollm: Path, tmp_path:
     expected = Tokenizer.from_file(str(smollm / "tokenizer.json")).encode(TEXT, add_special_tokens=False).ids
     with open_checkpoint(str(smollm)) as checkpoint:
         samples = load_samples(
-            checkpoint, source=write(tmp_path, "a.txt", TEXT), n_samples=12, seq_len=64, spread=False
+            checkpoint, SampleRequest(source=write(tmp_path, "a.txt", TEXT), n_samples=12, seq_len=64, spread=False)
         )
     assert samples.tokens.dtype == np.int32 and samples.tokens.shape == (12, 64)
     assert samples.tokens.ravel().tolist() == expected[: 12 * 64]
@@ -55,7 +55,7 @@ def test_the_samples_are_the_tokenizers_own_ids_in_order(smollm: Path, tmp_path:
 def test_each_sample_begins_with_bos_where_the_tokenizer_adds_one(llama2: Path, tmp_path: Path) -> None:
     source = write(tmp_path, "a.txt", TEXT)
     with open_checkpoint(str(llama2)) as checkpoint:
-        samples = load_samples(checkpoint, source=source, n_samples=4, seq_len=32, spread=False)
+        samples = load_samples(checkpoint, SampleRequest(source=source, n_samples=4, seq_len=32, spread=False))
     whole = Tokenizer.from_file(str(llama2 / "tokenizer.json")).encode(TEXT).ids
     assert whole[0] == 1
     assert samples.tokens[:, 0].tolist() == [1] * 4
@@ -67,10 +67,11 @@ def test_add_bos_token_false_wins_over_a_tokenizer_model_that_would(tmp_path: Pa
     ids = SentencePieceProcessor(model_file=str(folder / "tokenizer.model")).EncodeAsIds(TEXT)
     source = write(tmp_path, "a.txt", TEXT)
     with open_checkpoint(str(folder)) as checkpoint:
-        assert load_samples(checkpoint, source=source, n_samples=1, seq_len=64).tokens[0].tolist() == [1, *ids[:63]]
+        request = SampleRequest(source, n_samples=1, seq_len=64)
+        assert load_samples(checkpoint, request).tokens[0].tolist() == [1, *ids[:63]]
         settings = json.loads((folder / "tokenizer_config.json").read_text())
         (folder / "tokenizer_config.json").write_text(json.dumps({**settings, "add_bos_token": False}))
-        assert load_samples(checkpoint, source=source, n_samples=1, seq_len=64).tokens[0].tolist() == ids[:64]
+        assert load_samples(checkpoint, request).tokens[0].tolist() == ids[:64]
 
 
 def test_conversations_go_through_the_checkpoints_template_unless_taken_raw(smollm: Path, tmp_path: Path) -> None:
@@ -83,7 +84,10 @@ def test_conversations_go_through_the_checkpoints_template_unless_taken_raw(smol
     raw = "".join(f"{q['content']}\n{a['content']}\n\n" for q, a in CHATS)
     with open_checkpoint(str(smollm)) as checkpoint:
         for chat, text in ((None, rendered), (True, rendered), (False, raw)):
-            samples = load_samples(checkpoint, source=source, n_samples=8, seq_len=64, chat=chat, spread=False)
+            samples = load_samples(
+                checkpoint,
+                SampleRequest(source=source, n_samples=8, seq_len=64, chat=chat, spread=False),
+            )
             ids = tokenizer.encode(text, add_special_tokens=False).ids
             assert samples.tokens.ravel().tolist() == ids[: 8 * 64]
             assert (samples.chat, samples.tokens_in_text) == (chat is not False, len(ids))
@@ -106,7 +110,7 @@ def test_a_conversation_that_the_template_refuses_is_left_out_and_counted(tmp_pa
     ]
     source = write(tmp_path, "chats.jsonl", "\n".join(json.dumps({"messages": chat}) for chat in chats))
     with open_checkpoint(str(folder)) as checkpoint:
-        samples = load_samples(checkpoint, source=source, n_samples=1, seq_len=8)
+        samples = load_samples(checkpoint, SampleRequest(source=source, n_samples=1, seq_len=8))
         assert samples.warnings == (
             "skipped 1 of 3 conversations: the chat template refuses the conversation: no tools",
         )
@@ -115,12 +119,15 @@ def test_a_conversation_that_the_template_refuses_is_left_out_and_counted(tmp_pa
         assert samples.sha256 == hashlib.sha256(text.encode()).hexdigest()
         only_tools = write(tmp_path, "tools.jsonl", json.dumps({"messages": chats[1]}))
         with pytest.raises(CalibrationError, match=r"fails on all 1 conversations .* no tools"):
-            load_samples(checkpoint, source=only_tools, n_samples=1, seq_len=8)
+            load_samples(checkpoint, SampleRequest(source=only_tools, n_samples=1, seq_len=8))
 
 
 def test_asking_for_chat_where_there_is_none_is_refused(smollm: Path, tmp_path: Path) -> None:
     with open_checkpoint(str(smollm)) as checkpoint, pytest.raises(CalibrationError, match="has no conversations"):
-        load_samples(checkpoint, source=write(tmp_path, "a.txt", TEXT), n_samples=1, seq_len=8, chat=True)
+        load_samples(
+            checkpoint,
+            SampleRequest(source=write(tmp_path, "a.txt", TEXT), n_samples=1, seq_len=8, chat=True),
+        )
 
 
 def test_spread_samples_reach_from_the_texts_start_to_its_end_at_even_distances() -> None:
@@ -157,11 +164,14 @@ def test_a_short_text_gives_fewer_samples_or_is_refused_with_both_numbers() -> N
 def test_an_empty_text_and_ids_beyond_the_embedding_are_refused(smollm: Path, tmp_path: Path) -> None:
     with open_checkpoint(str(smollm)) as checkpoint:
         with pytest.raises(CalibrationError, match=r"empty\.txt is empty"):
-            load_samples(checkpoint, source=write(tmp_path, "empty.txt", ""), n_samples=1, seq_len=8)
+            load_samples(
+                checkpoint,
+                SampleRequest(source=write(tmp_path, "empty.txt", ""), n_samples=1, seq_len=8),
+            )
         source = write(tmp_path, "a.txt", TEXT)
         checkpoint.config["vocab_size"] = 300
         with pytest.raises(CalibrationError, match=r"but the embedding of .* has only 300 rows"):
-            load_samples(checkpoint, source=source, n_samples=1, seq_len=8)
+            load_samples(checkpoint, SampleRequest(source=source, n_samples=1, seq_len=8))
 
 
 def test_pieces_of_a_long_text_are_its_own_characters_and_do_not_change_its_tokens(smollm: Path) -> None:
@@ -176,7 +186,7 @@ def test_pieces_of_a_long_text_are_its_own_characters_and_do_not_change_its_toke
 
 def test_the_default_text_is_enough_for_128_long_samples_of_a_real_model() -> None:
     with open_checkpoint(str(smollm2_or_skip())) as checkpoint:
-        samples = load_samples(checkpoint, source=None, n_samples=128, seq_len=2048)
+        samples = load_samples(checkpoint, SampleRequest(source=None, n_samples=128, seq_len=2048))
     assert samples.tokens.shape == (128, 2048) and samples.warnings == () and samples.chat
     assert samples.name == DEFAULT_NAME and samples.tokens_in_text > 300_000
     assert DEFAULT_TEXT.stat().st_size <= 420_000

@@ -1,6 +1,6 @@
 """Opening a checkpoint as a model: config.json and tensors are checked first, then its output head is decided."""
 
-from quantkit.checkpoint import Checkpoint, Checks, open_checkpoint
+from quantkit.checkpoint import Access, Checkpoint, Checks, open_checkpoint
 from quantkit.errors import UnsupportedError
 from quantkit.families.base.mapping import map_tensors
 from quantkit.families.base.output_head import resolve_output_head
@@ -11,13 +11,7 @@ from quantkit.progress import SILENT, Progress
 
 
 def open_model(
-    source: str,
-    *,
-    offline: bool = False,
-    headers_only: bool = False,
-    any_architecture: bool = False,
-    stream: bool = False,
-    progress: Progress = SILENT,
+    source: str, access: Access = Access(), *, any_architecture: bool = False, progress: Progress = SILENT
 ) -> Checkpoint:
     """A checkpoint (folder or hub id `ORG/NAME[@REVISION]`) of a known family; see `open_checkpoint`.
 
@@ -28,9 +22,7 @@ def open_model(
         CheckpointError, HubError, UnsupportedError: the source is not found, damaged, or not supported.
     """
     checks = Checks(complete_architecture) if any_architecture else Checks(check_config, _check_tensors)
-    checkpoint = open_checkpoint(
-        source, offline=offline, headers_only=headers_only, stream=stream, progress=progress, checks=checks
-    )
+    checkpoint = open_checkpoint(source, access, progress=progress, checks=checks)
     try:
         if not any_architecture:
             checkpoint.require_shapes()
