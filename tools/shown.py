@@ -20,7 +20,10 @@ _HEAD = """
 ## What is shown
 
 llama.cpp's converter (b11549) names {registered} text architectures; {known} of them have a family or a wrapper above.
-Any other one is converted with llama.cpp's converter, without calibration by quantkit.
+Any other one is converted with llama.cpp's converter, without calibration by quantkit
+([any model](../guides/any-model.md)). These wait for [a family](../dev/add-a-family.md):
+
+{free}
 
 The tests compare tiny models of each family, with random weights:
 
@@ -44,7 +47,8 @@ def shown() -> str:
     known |= {wrapper.architecture for wrapper in WRAPPERS}
     rows = [_row(family) for family in sorted(all_families(), key=lambda family: family.name.lower())]
     notes = [f"- {family.name}: {family.graph_differs}." for family in all_families() if family.graph_differs]
-    text = _HEAD.format(registered=len(names), known=len(names & known)) + "\n".join(rows) + "\n"
+    free = ", ".join(f"`{name}`" for name in sorted(names - known, key=str.lower)) + "."
+    text = _HEAD.format(registered=len(names), known=len(names & known), free=free) + "\n".join(rows) + "\n"
     return text + ("\nThe logits of these differ:\n\n" + "\n".join(notes) + "\n" if notes else "")
 
 
