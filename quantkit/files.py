@@ -39,6 +39,17 @@ def failed_path(path: Path) -> Path:
     return path.with_name(path.name + FAILED)
 
 
+def cannot_write(what: object, error: OSError) -> OutputError:
+    """The error for a file or folder that cannot be written; the next step depends on the reason."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        step = "free some space and run the command again, or choose another folder with -o"
+    elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        step = "choose another folder with -o"
+    else:
+        step = "check the disk and run the command again"
+    return OutputError(f"cannot write {what}: {error.strerror or error}; {step}")
+
+
 def write_atomically(path: Path, data: bytes | str, *, mode: int | None = None) -> None:
     """Write `data` (text as UTF-8) under a partial name, flush it to the disk and rename it to `path`.
 
@@ -59,7 +70,7 @@ def write_atomically(path: Path, data: bytes | str, *, mode: int | None = None) 
         partial.replace(path)
     except OSError as error:
         partial.unlink(missing_ok=True)
-        raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
+        raise cannot_write(path, error) from error
 
 
 def open_partial(path: Path, *, keep: bool, append: bool = False) -> int:
@@ -86,7 +97,7 @@ def open_partial(path: Path, *, keep: bool, append: bool = False) -> int:
     except OSError as error:
         if path.is_symlink():
             raise OutputError(f"{path} is a link, and its target would be overwritten; remove the link") from error
-        raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
+        raise cannot_write(path, error) from error
     return descriptor
 
 
@@ -154,10 +165,7 @@ def reserve(path: Path, size: int) -> None:
         os.close(descriptor)
         descriptor = -1
         path.unlink(missing_ok=True)
-        raise OutputError(
-            f"cannot write {size / 1e6:.0f} MB to {path}: {error.strerror or error}; free some space and run the"
-            " command again"
-        ) from error
+        raise cannot_write(f"{size / 1e6:.0f} MB to {path}", error) from error
     finally:
         if descriptor >= 0:
             os.close(descriptor)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from quantkit.errors import OutputError
-from quantkit.files import open_partial
+from quantkit.files import cannot_write, open_partial
 from quantkit.system import descriptors, processor
 
 FORMAT, VERSION = "quantkit-journal", 2
@@ -77,9 +77,7 @@ class JournalFile:
             while written < len(text):
                 written += self._file.write(text[written:])
         except OSError as error:
-            raise OutputError(
-                f"cannot write {self.path}: {error.strerror or error}; free some space and run the command again"
-            ) from error
+            raise cannot_write(self.path, error) from error
         self._size, self._torn, self._crc = self._size + len(text), False, crc
 
     def sync(self) -> None:

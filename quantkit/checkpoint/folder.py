@@ -170,7 +170,9 @@ def read_small_file(folder: Path, name: str, where: str) -> bytes:
     path = folder / name
     try:
         if path.stat().st_size > SMALL_FILE:
-            raise CheckpointError(f"{name} of {where} is {path.stat().st_size} bytes, far too large for what it is")
+            raise CheckpointError(
+                f"{name} of {where} is {path.stat().st_size} bytes, far too large for what it is; download it again"
+            )
         data = path.read_bytes()
     except FileNotFoundError as error:
         other = describe_folder(folder) if name == "config.json" else None

@@ -15,8 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from quantkit.errors import OutputError
-from quantkit.files import open_partial
+from quantkit.files import cannot_write, open_partial
 from quantkit.system.descriptors import read_at, write_at
 
 
@@ -90,10 +89,7 @@ class KeptRows:
                 os.write(self._index, line.encode())
                 self._crcs[span] = crc
         except OSError as error:
-            raise OutputError(
-                f"cannot write into the work folder: {error.strerror or error}; free some space and run the command"
-                " again"
-            ) from error
+            raise cannot_write("into the work folder", error) from error
 
     def read(self, span: Span, buffer: NDArray[np.uint8]) -> bool:
         """Fill `buffer` with a kept span; False if it is not kept, or damaged."""

@@ -57,7 +57,7 @@ VramOption = Annotated[
 LicenseOption = Annotated[list[str] | None, LICENSE]
 MessageOption = Annotated[
     list[str] | None,
-    typer.Option("--message", metavar="ROLE=TEXT", help="A first message of the conversation; repeatable."),
+    typer.Option("--message", metavar="ROLE=TEXT", help="A first message of the conversation; repeat."),
 ]
 MmprojOption = Annotated[
     str | None,
@@ -179,7 +179,7 @@ def _read(path: Path, option: str) -> str:
     try:
         return path.read_text("utf-8")
     except OSError as error:
-        raise UsageError(f"cannot read {option} {path}: {error.strerror or error}") from error
+        raise UsageError(f"cannot read {option} {path}: {error.strerror or error}; check the path") from error
     except UnicodeDecodeError as error:
         raise UsageError(f"{option} {path} is not UTF-8 text; save it as UTF-8") from error
 

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from quantkit.adapters.adapter import Adapter
 from quantkit.conversion.output_record import OutputRecord, record_outputs
-from quantkit.errors import CheckpointError, OutputError, UnsupportedError, VerificationError
-from quantkit.files import make_folder, open_partial, partial_path, refuse_existing, require_space, sync
+from quantkit.errors import CheckpointError, UnsupportedError, VerificationError
+from quantkit.files import cannot_write, make_folder, open_partial, partial_path, refuse_existing, require_space, sync
 from quantkit.gguf.kernels import quantize_rows, validate_rows
 from quantkit.gguf.reader import read_header
 from quantkit.outputs.adapter_gguf import AdapterFile, AdapterTensor
@@ -64,9 +64,7 @@ def write_adapter_gguf(
         _publish(file.path)
     except OSError as error:
         partial.unlink(missing_ok=True)
-        raise OutputError(
-            f"cannot write {file.path}: {error.strerror or error}; free some space or choose another folder with -o"
-        ) from error
+        raise cannot_write(file.path, error) from error
     except BaseException:
         partial.unlink(missing_ok=True)
         raise

@@ -17,8 +17,8 @@ import numpy as np
 from gguf import GGMLQuantizationType
 from numpy.typing import NDArray
 
-from quantkit.errors import CheckpointError, OutputError, UnsupportedError
-from quantkit.files import open_partial, partial_path
+from quantkit.errors import CheckpointError, UnsupportedError
+from quantkit.files import cannot_write, open_partial, partial_path
 from quantkit.gguf.kernels import quantize_rows, validate_rows
 from quantkit.gguf.layout import Slot
 from quantkit.journal import Journal
@@ -156,10 +156,7 @@ def open_targets(plan: GgufPlan, stack: ExitStack, *, keep: bool) -> dict[str, l
                 descriptors.reserve(descriptor, file.size)
                 descriptors.write_at(descriptor, file.header, 0)
             except OSError as error:
-                raise OutputError(
-                    f"cannot write {path.name} ({file.size / 1e6:.0f} MB) into {path.parent}:"
-                    f" {error.strerror or error}; free some space or choose another folder with -o"
-                ) from error
+                raise cannot_write(f"{path.name} ({file.size / 1e6:.0f} MB) into {path.parent}", error) from error
             for slot in file.slots:
                 targets.setdefault(slot.name, []).append(Target(descriptor, slot, output.label))
     return targets
@@ -236,7 +233,7 @@ def write_at(target: Target, data: NDArray[np.uint8], row: int) -> None:
     try:
         descriptors.write_at(target.descriptor, data.data, target.slot.offset + row * target.slot.row_bytes)
     except OSError as error:
-        raise OutputError(f"writing {target.label} failed: {error.strerror or error}") from error
+        raise cannot_write(target.label, error) from error
 
 
 def check_finite(floats: NDArray[np.float32], tensor: ModelTensor, row: int) -> None:

@@ -13,8 +13,8 @@ from typing import Any
 
 from quantkit.checkpoint import Checkpoint
 from quantkit.conversion.output_record import OutputRecord, record_outputs
-from quantkit.errors import OutputError, UsageError, VerificationError
-from quantkit.files import make_folder, open_partial, partial_path, require_space, sync
+from quantkit.errors import UsageError, VerificationError
+from quantkit.files import cannot_write, make_folder, open_partial, partial_path, require_space, sync
 from quantkit.gguf.file_types import FileType
 from quantkit.gguf.layout import padded
 from quantkit.gguf.reader import GgufHeader, read_header
@@ -124,9 +124,7 @@ def _write(session: ConverterSession, path: Path, kind: FileType, progress: Prog
         sync(partial)
     except OSError as error:
         partial.unlink(missing_ok=True)
-        raise OutputError(
-            f"cannot write {path}: {error.strerror or error}; free some space or choose another folder with -o"
-        ) from error
+        raise cannot_write(path, error) from error
     except BaseException:
         partial.unlink(missing_ok=True)
         raise

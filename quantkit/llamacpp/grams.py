@@ -70,7 +70,7 @@ class StoredGram:
         """The statistics with these sums of squares over `tokens`. The files are removed.
 
         Raises:
-            PassingError: a file cannot be read; a rerun makes it anew.
+            PassingError: a file cannot be read; a rerun makes it again.
         """
         try:
             gram, held_out = np.load(self.gram), np.load(self.held_out)

@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from quantkit.errors import OutputError, UsageError
-from quantkit.files import open_partial, partial_path
+from quantkit.errors import UsageError
+from quantkit.files import cannot_write, open_partial, partial_path
 
 _MAGIC = b"quantkit prompt cache 1\n"
 _BLOCKS, _BLOCK = 64, 1 << 16
@@ -101,4 +101,4 @@ def write(path: Path, identity: Mapping[str, Any], tokens: Sequence[int], state:
         partial.replace(path)
     except OSError as error:
         partial.unlink(missing_ok=True)
-        raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
+        raise cannot_write(path, error) from error

@@ -43,7 +43,9 @@ def check_port_is_free(host: str, port: int) -> None:
     try:
         family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     except socket.gaierror as error:
-        raise UsageError(f"--host {host} is not an address of this machine ({error.strerror})") from error
+        raise UsageError(
+            f"--host {host} is not an address of this machine ({error.strerror}); pass 127.0.0.1 or 0.0.0.0"
+        ) from error
     with socket.socket(family, kind) as probe:
         # as servers do: a port whose last connections are still closing is free
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -58,7 +60,9 @@ def check_port_is_free(host: str, port: int) -> None:
                 raise UsageError(
                     f"port {port} of {host} is in use; stop the server that uses it, or choose another --port"
                 ) from error
-            raise UsageError(f"--host {host} is not an address of this machine ({error.strerror})") from error
+            raise UsageError(
+                f"--host {host} is not an address of this machine ({error.strerror}); pass 127.0.0.1 or 0.0.0.0"
+            ) from error
 
 
 class ServerProcess:

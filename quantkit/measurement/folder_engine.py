@@ -21,6 +21,7 @@ from threadpoolctl import ThreadpoolController
 
 from quantkit.checkpoint import Checkpoint
 from quantkit.errors import CalibrationError, MeasureError, OutputError
+from quantkit.files import make_folder
 from quantkit.forward.arrays import Array, fetch, place
 from quantkit.forward.forward import Decoder
 from quantkit.journal import Journal
@@ -99,10 +100,7 @@ class FolderEngine:
         self._check(windows)
         count, n_ctx = windows.shape
         decoder, first = self.source.decoder, n_ctx // 2
-        try:
-            work.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise OutputError(f"cannot create {work}: {error.strerror or error}") from error
+        make_folder(work)
         fingerprint = hashlib.sha256(repr(windows.shape).encode() + windows.tobytes()).hexdigest()
         self._forget_states()
         self._states = States(work, count, n_ctx - 1 - first, decoder.width)

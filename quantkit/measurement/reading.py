@@ -44,7 +44,7 @@ def load_report(path: Path) -> dict[str, Any]:
     try:
         document = json.loads(path.read_text("utf-8"))
     except OSError as error:
-        raise UsageError(f"cannot read the report {path}: {error.strerror or error}") from error
+        raise UsageError(f"cannot read the report {path}: {error.strerror or error}; check the path") from error
     except (ValueError, RecursionError) as error:
         raise MeasureError(f"the report {path} is not valid JSON ({error}); {again}") from error
     if not isinstance(document, dict):

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantkit.errors import OutputError
-from quantkit.files import open_partial
+from quantkit.files import cannot_write, open_partial
 from quantkit.measurement.scores import RECORD
 from quantkit.system.descriptors import read_at, write_at
 
@@ -44,9 +44,7 @@ class RecordFile:
         try:
             write_at(self._file, data + _CRC.pack(_checksum(window, data)), window * self._size)
         except OSError as error:
-            raise OutputError(
-                f"cannot write {self.path}: {error.strerror}; free some space and run the command again"
-            ) from error
+            raise cannot_write(self.path, error) from error
 
     def close(self) -> None:
         """Close the file; the values stay."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from quantkit import __version__
-from quantkit.errors import OutputError
+from quantkit.files import make_folder
 from quantkit.journal import Journal
 from quantkit.llamacpp.session import llama_cpp_version
 from quantkit.machine import cores, memory_limit
@@ -186,10 +186,7 @@ def _with_unique_names(texts: Sequence[Text]) -> list[Text]:
 
 def _begin(work: Path, fingerprint: str, stack: ExitStack, *, force: bool) -> None:
     """Lock the work folder, and empty it unless it holds the same measurement."""
-    try:
-        work.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"cannot create {work}: {error.strerror or error}") from error
+    make_folder(work)
     # The records have checksums, so those from before a restart of the machine count.
     journal = Journal(work / "journal", fingerprint, [], force=force, outlasts_restart=True)
     stack.callback(journal.close)

@@ -44,7 +44,7 @@ def choose_template(name: str) -> Template:
         raise
     except (OSError, ValueError) as error:
         why = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise UsageError(f"cannot read the chat template {name}: {why}") from error
+        raise UsageError(f"cannot read the chat template {name}: {why}; check the path, or save it as UTF-8") from error
     if not text.strip():
         raise UsageError(f"the chat template {name} is empty; 'none' leaves the template out")
     try:

@@ -43,7 +43,6 @@ def gptq_config(
     desc_act: bool,
     damp_percent: float,
     static_groups: bool = False,
-    true_sequential: bool = False,
 ) -> dict[str, Any]:
     """quantization_config of a GPTQ folder, and its quantize_config.json.
 
@@ -57,7 +56,7 @@ def gptq_config(
         "sym": grid.symmetric,
         "desc_act": desc_act,
         "static_groups": static_groups,
-        "true_sequential": true_sequential,
+        "true_sequential": False,
         "damp_percent": damp_percent,
         "lm_head": False,
         "checkpoint_format": "gptq" if gptq_version(grid) == 1 else "gptq_v2",

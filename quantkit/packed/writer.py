@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from quantkit.checkpoint.tensor import FLOAT8, NUMPY_DTYPES, all_finite
 from quantkit.errors import CheckpointError, OutputError, UnsupportedError
-from quantkit.files import make_partial_folder, open_partial, partial_path, sync
+from quantkit.files import cannot_write, make_partial_folder, open_partial, partial_path, sync
 from quantkit.packed.layout import INDEX, Place, Shard, index_json, total_bytes
 from quantkit.system import descriptors
 
@@ -64,10 +64,7 @@ class FolderWriter:
                 self._places.update({place.name: (file, place) for place in shard.places})
         except OSError as error:
             self.close()
-            raise OutputError(
-                f"cannot write {total_bytes(shards) / 1e6:.0f} MB of weights into {folder}: {error.strerror or error};"
-                " free some space or choose another folder with -o"
-            ) from error
+            raise cannot_write(f"{total_bytes(shards) / 1e6:.0f} MB of weights into {folder}", error) from error
 
     def write(self, name: str, values: NDArray[Any], first_row: int = 0) -> None:
         """Write a tensor, or its rows from `first_row` of the first axis on, in order.
@@ -93,9 +90,7 @@ class FolderWriter:
         try:
             descriptors.write_at(file, data, place.offset + first_row * row_bytes)
         except OSError as error:
-            raise OutputError(
-                f"cannot write tensor {name} into {self.folder}: {error.strerror or error}; free some space"
-            ) from error
+            raise cannot_write(f"tensor {name} into {self.folder}", error) from error
 
     def sha256(self, name: str) -> str:
         """The sha256 of the bytes of a tensor, or of a matrix of a stack, as this writer wrote them.
@@ -141,9 +136,7 @@ class FolderWriter:
             for path in (*(self.folder / name for name in files), self.folder):
                 sync(path)
         except OSError as error:
-            raise OutputError(
-                f"cannot write {getattr(error, 'filename', None) or self.folder}: {error.strerror or error}"
-            ) from error
+            raise cannot_write(getattr(error, "filename", None) or self.folder, error) from error
 
     def close(self) -> None:
         """Close the files; an incomplete folder keeps its partial name."""
@@ -201,7 +194,10 @@ def publish(folder: Path) -> None:
         if replaced.exists() and folder.exists():
             shutil.rmtree(replaced)
     except OSError as error:
-        raise OutputError(f"cannot rename {partial} to {folder.name}: {error.strerror or error}") from error
+        raise OutputError(
+            f"cannot rename {partial} to {folder.name}: {error.strerror or error}; check the disk and run the command"
+            " again"
+        ) from error
 
 
 def _as_stored(name: str, values: NDArray[Any], dtype: str) -> NDArray[Any]:

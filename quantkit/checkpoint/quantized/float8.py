@@ -52,7 +52,9 @@ class Float8Scheme(Scheme):
         scales = stored.stored(scale.name).astype(np.float32)
         apply_scales(matrix, scales.reshape(-1, -(-linear.n_in // block[1])), start, linear.n_out, block)
         if not np.isfinite(matrix).all():
-            raise CheckpointError(f"linear {shown(linear.name)} of {stored.where} contains NaN or infinity")
+            raise CheckpointError(
+                f"linear {shown(linear.name)} of {stored.where} contains NaN or infinity; download it again"
+            )
         return matrix
 
 

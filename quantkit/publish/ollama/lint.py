@@ -78,7 +78,7 @@ def lint_file(path: Path) -> list[Finding]:
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror or error}") from error
+        raise UsageError(f"cannot read {path}: {error.strerror or error}; check the path") from error
     encoding = _UTF16.get(data[:2])
     try:
         text = data[2:].decode(encoding, "replace") if encoding else data.decode("utf-8")

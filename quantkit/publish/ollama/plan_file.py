@@ -50,12 +50,15 @@ def read_plan(path: Path) -> TagPlan:
     try:
         table = tomllib.loads(path.read_text("utf-8"))
     except OSError as error:
-        raise UsageError(f"cannot read the plan {path}: {error.strerror or error}") from error
+        raise UsageError(f"cannot read the plan {path}: {error.strerror or error}; check the path") from error
     except ValueError as error:  # of TOML or of UTF-8
-        raise UsageError(f"the plan {path} is not TOML: {error}") from error
+        raise UsageError(f"the plan {path} is not TOML: {error}; correct it") from error
     _check_keys(table, _TOP, f"the plan {path}", table)
     if table["format"] != FORMAT or table["version"] != VERSION:
-        raise UsageError(f"{path} is {table['format']} version {table['version']}, not {FORMAT} version {VERSION}")
+        raise UsageError(
+            f"{path} is {table['format']} version {table['version']}, not {FORMAT} version {VERSION}; write a new"
+            " plan without --plan"
+        )
     name = parse_name(table["name"])
     if name.tag is not None:
         raise UsageError(f"the plan {path} has the name {name} with a tag; list tags under each [[quantization]] only")

@@ -135,4 +135,4 @@ def _ray() -> Any:
     try:
         return importlib.import_module("ray")
     except ImportError as error:
-        raise MissingExtraError(f"--ray needs Ray, which cannot be imported: {error}; install it anew") from error
+        raise MissingExtraError(f"--ray needs Ray, which cannot be imported: {error}; install it again") from error
