@@ -13,7 +13,7 @@ from quantkit.progress import Progress
 from quantkit.verify import Verified, verify_gguf
 from quantkit.verify.imatrix import verify_imatrix
 from quantkit.verify.projector import verify_projectors
-from quantkit.verify.quantized import verify_folder
+from quantkit.verify.quantized import Written, verify_folder
 from quantkit.verify.source_logits import SourceLogits
 from quantkit.verify.transformers_logits import TransformersLogits
 
@@ -86,7 +86,7 @@ def _verify(
     outputs = _verify_calibrated(plan, calibration, logits, source, progress) if calibration is not None else []
     for folder in plan.direct_folders:
         assert plan.native is not None
-        written, partial = direct.hashes[folder.request.method], partial_path(folder.folder)
+        written, partial = Written(direct.hashes[folder.request.method]), partial_path(folder.folder)
         outputs.append(verify_folder(partial, folder, plan.native, written, logits=logits, source=source))
         progress.advance(1, folder.label)
     if plan.gguf is not None:
@@ -110,12 +110,13 @@ def _verify_calibrated(
     """The folders that the calibration wrote, by the hashes and errors that the journal has of each layer."""
     outputs: list[Verified] = []
     assert plan.calibration is not None
+    native = plan.calibration.native
     for folder in plan.calibrated_folders:
         method = folder.request.method
         records = [calibration.outside[method], *(layer[method] for layer in calibration.layers)]
         hashes = {name: digest for record in records for name, digest in record["sha256"].items()}
         errors = {name: error for record in records[1:] for name, error in record["errors"].items()}
-        native, partial = plan.calibration.native, partial_path(folder.folder)
-        outputs.append(verify_folder(partial, folder, native, hashes, errors=errors, logits=logits, source=source))
+        written, partial = Written(hashes, errors), partial_path(folder.folder)
+        outputs.append(verify_folder(partial, folder, native, written, logits=logits, source=source))
         progress.advance(1, folder.label)
     return outputs

@@ -20,7 +20,8 @@ from quantkit.conversion.gguf_pass import run_pass
 from quantkit.errors import QuantkitError
 from quantkit.imatrix.names import LinearKey
 from quantkit.journal import Journal
-from quantkit.outputs.gguf_files import GgufPlan, column_weights
+from quantkit.outputs.gguf_files import GgufPlan
+from quantkit.outputs.importance import column_weights
 from quantkit.outputs.packed_folders import in_file_order
 from quantkit.outputs.plan import ConversionPlan
 from quantkit.progress import Progress

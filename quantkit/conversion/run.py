@@ -17,6 +17,7 @@ from quantkit.conversion.projector import Projector, record_projectors, write_pr
 from quantkit.conversion.record import write_records
 from quantkit.conversion.type_choice import TypeChoice
 from quantkit.conversion.work import name_output, open_work
+from quantkit.journal import Journal
 from quantkit.machine import peak_memory
 from quantkit.outputs.plan import ConversionPlan, final_paths
 from quantkit.progress import SILENT, Progress
@@ -88,13 +89,9 @@ def run(
         if plan.direct_folders:
             direct = write_direct_folders(plan, journal, progress)
             clock.end("folders")
-        quantize_seconds: dict[str, float] = {}
+        resumed += forget_lost(plan.projectors, journal) if plan.projectors is not None else 0
+        quantize_seconds = _pass(plan, journal, progress)
         if plan.gguf is not None:
-            forget_lost(plan.gguf, journal)
-            quantize_seconds = run_pass(plan.gguf, journal, progress)
-            if plan.projectors is not None:
-                resumed += forget_lost(plan.projectors, journal)
-                quantize_seconds |= run_pass(plan.projectors, journal, progress)
             clock.end("pass")
         outputs = verify_outputs(plan, calibration, direct, logits, reference, progress)
         if any(output.failed for output in outputs):
@@ -103,11 +100,7 @@ def run(
         write_records(plan, outputs, calibration, calibrated.rounded, clock.seconds, calibrated.choice)
         record_projectors(plan.bridged, projectors)
         journal.start_finishing({name: digest for item in outputs for name, digest in item.sha256.items()})
-        for item in outputs:
-            for path in final_paths(item.output):
-                name_output(path, failed=bool(item.failed))
-        for projector in projectors:
-            name_output(projector.path, failed=False)
+        _name_outputs(outputs, projectors)
     layers = enumerate(calibration.layers if calibration else ())
     return Result(
         plan=plan,
@@ -124,3 +117,21 @@ def run(
         rounded=calibrated.rounded,
         projectors=projectors,
     )
+
+
+def _pass(plan: ConversionPlan, journal: Journal, progress: Progress) -> dict[str, float]:
+    """Quantize to every GGUF type, then the projectors; the seconds of each type."""
+    if plan.gguf is None:
+        return {}
+    forget_lost(plan.gguf, journal)
+    seconds = run_pass(plan.gguf, journal, progress)
+    return seconds | run_pass(plan.projectors, journal, progress) if plan.projectors is not None else seconds
+
+
+def _name_outputs(outputs: Sequence[Verified], projectors: Sequence[Projector]) -> None:
+    """Give each output its final name, or the name of a failed one."""
+    for item in outputs:
+        for path in final_paths(item.output):
+            name_output(path, failed=bool(item.failed))
+    for projector in projectors:
+        name_output(projector.path, failed=False)

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from gguf import GGMLQuantizationType, GGUFValueType
+from gguf import GGMLQuantizationType
 from numpy.typing import NDArray
 
-from quantkit.errors import ImatrixError, UnsupportedError, UsageError
+from quantkit.errors import UnsupportedError, UsageError
 from quantkit.gguf.file_types import FileType, file_type
 from quantkit.gguf.kernels import require
 from quantkit.gguf.keyvalues import KeyValue
@@ -18,6 +18,7 @@ from quantkit.gguf.metadata import quantization_keys
 from quantkit.gguf.mix import Choice, MixOptions, MixTensor, choose_types, idle_overrides
 from quantkit.imatrix.file import Imatrix
 from quantkit.machine import cores, resident_memory
+from quantkit.outputs.importance import check_importance, column_weights, imatrix_keys
 from quantkit.outputs.memory import checked_at_once, llama_memory, vocabulary_memory
 from quantkit.outputs.model import Model, ModelTensor, Mtp
 from quantkit.outputs.target import Candidates, Target, candidates, even_types, labelled, target_choices
@@ -184,7 +185,7 @@ def plan_gguf(model: Model, request: GgufRequest) -> GgufPlan:
     for type_, choices in mixes:
         kept = _as_published(model, request, type_)
         choices = [replace(choice, type=kept.get(choice.name, choice.type)) for choice in choices]
-        _check_importance(choices, type_, weights)
+        check_importance(choices, type_, weights)
         for tensor, choice in zip(model.tensors, choices, strict=True):
             if choice.type != tensor.type:
                 if tensor.type not in FLOATS and not request.allow_requantize:
@@ -209,7 +210,7 @@ def plan_gguf(model: Model, request: GgufRequest) -> GgufPlan:
 
 def _keys(model: Model, request: GgufRequest, ftype: int) -> list[KeyValue]:
     """The model's keys, then those of this quantization, which replace an earlier one's as in llama.cpp."""
-    quantization = [*quantization_keys(ftype), *_imatrix_keys(request)]
+    quantization = [*quantization_keys(ftype), *imatrix_keys(request.imatrix, request.imatrix_name)]
     replaced = {key.key for key in quantization}
     return [*(key for key in model.keys if key.key not in replaced), *quantization]
 
@@ -263,58 +264,6 @@ def _quantized_already(model: Model, tensor: ModelTensor) -> str:
         return text + "; pass -t mxfp4 or -t bf16 to keep those weights as they are, or add --allow-requantize"
     mxfp4_hint = "pass -t mxfp4 to keep those weights, " if tensor.type == GGMLQuantizationType.MXFP4 else ""
     return f"{text}; {mxfp4_hint}convert the original checkpoint or an f16, bf16 or f32 GGUF, or add --allow-requantize"
-
-
-def column_weights(model: Model, imatrix: Imatrix, imatrix_name: str | None) -> dict[str, NDArray[np.float32]]:
-    """Importance of each tensor's columns, float32 (experts, n_columns), for the tensors that the imatrix covers.
-
-    Raises:
-        ImatrixError: the matrix covers no tensor of the model, or has another number of values for one.
-    """
-    weights: dict[str, NDArray[np.float32]] = {}
-    for tensor in model.tensors:
-        values = imatrix.values.get(tensor.name)
-        if values is None:
-            continue
-        experts = tensor.n_rows // tensor.matrix_rows
-        if values.size != experts * tensor.n_columns:
-            if tensor.name == "token_embd.weight":
-                continue
-            raise ImatrixError(
-                f"{imatrix_name}: {tensor.name} has {values.size} values but the tensor needs"
-                f" {experts * tensor.n_columns}; this importance matrix belongs to another model"
-            )
-        weights[tensor.name] = np.ascontiguousarray(values, dtype=np.float32).reshape(experts, tensor.n_columns)
-    if not weights:
-        raise ImatrixError(f"{imatrix_name} covers no tensor of {model.name}; it belongs to another model")
-    return weights
-
-
-def _check_importance(choices: Sequence[Choice], type_: FileType, weights: Mapping[str, object]) -> None:
-    for choice in choices:
-        if choice.requires_imatrix and choice.name not in weights:
-            reason = (
-                "the given one does not cover it; choose another type with --tensor-type, or a larger type"
-                if weights
-                else "add --calibrate to compute one, pass --imatrix FILE, or choose a larger type"
-            )
-            raise ImatrixError(
-                f"{type_.name} makes {choice.name} {choice.type.name}, which needs an importance matrix; {reason}"
-            )
-
-
-def _imatrix_keys(request: GgufRequest) -> list[KeyValue]:
-    """The keys llama-quantize writes about the importance matrix; of its path only the file's name."""
-    if request.imatrix is None:
-        return []
-    datasets = request.imatrix.datasets
-    keys = [KeyValue("quantize.imatrix.file", GGUFValueType.STRING, request.imatrix_name or "imatrix")]
-    if datasets:
-        keys.append(KeyValue("quantize.imatrix.dataset", GGUFValueType.STRING, datasets[0]))
-    keys.append(KeyValue("quantize.imatrix.entries_count", GGUFValueType.UINT32, len(request.imatrix.values)))
-    if request.imatrix.chunks > 0:
-        keys.append(KeyValue("quantize.imatrix.chunks_count", GGUFValueType.UINT32, request.imatrix.chunks))
-    return keys
 
 
 def _n_vocab(model: Model) -> int:

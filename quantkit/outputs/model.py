@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from quantkit.checkpoint import Checkpoint
 from quantkit.errors import TokenizerError, UnsupportedError, UsageError
 from quantkit.families import MappedTensor, cautions, find_family, left_out, map_tensors, read_mapped
+from quantkit.families.base.family import Key
 from quantkit.families.base.scalars import with_scalars
 from quantkit.gguf.kernels import dequantize_rows
 from quantkit.gguf.keyvalues import KeyValue
@@ -141,40 +142,27 @@ def model_from_checkpoint(
         raise UsageError(
             f"--mtp only: {checkpoint.name} has no layer that predicts a later token; leave the option out"
         )
-    mapped = map_tensors(family, sizes, checkpoint.tensors)
-    if mtp == "only":
-        mapped = [tensor for tensor in mapped if _serves_draft(tensor.name, sizes.n_layer)]
-    elif mtp == "drop":
-        mapped = [tensor for tensor in mapped if sort_key(tensor.name)[0] < sizes.n_layer]
+    mapped = _without_draft(map_tensors(family, sizes, checkpoint.tensors), sizes.n_layer, mtp)
+    if mtp == "drop":
         sizes = replace(sizes, n_draft=0)
-    # config.json may leave the size of the vocabulary to the default of its class, which `sizes` has
     if vocabulary is None:
-        vocabulary = load_vocabulary(
-            checkpoint.folder,
-            {**config, "vocab_size": sizes.vocab},
-            roles=family.token_roles,
-            pre=pre,
-            chat_template=chat_template,
-        )
-    if len(vocabulary.tokens) != sizes.vocab:
-        raise TokenizerError(
-            f"the tokenizer has {len(vocabulary.tokens)} tokens but the embedding has {sizes.vocab} rows (vocab_size of"
-            " config.json); the tokenizer files and the weights belong to different models"
-        )
+        # config.json may leave the size of the vocabulary to the default of its class, which `sizes` has
+        stated = {**config, "vocab_size": sizes.vocab}
+        roles = family.token_roles
+        vocabulary = load_vocabulary(checkpoint.folder, stated, roles=roles, pre=pre, chat_template=chat_template)
+    _require_size(vocabulary, sizes.vocab)
     by_name = {tensor.name: tensor for tensor in mapped}
     tensors = [describe(tensor, checkpoint) for tensor in sorted(mapped, key=lambda tensor: sort_key(tensor.name))]
     arch = family.arch(sizes)
-    keys = general_keys(checkpoint.folder, checkpoint.name, arch, [(t.name, t.shape) for t in mapped])
     arch_keys = family.keys(arch, sizes)
-    keys[1:1] = [plain_key(key.name, key.kind, key.value) for key in arch_keys if key.first]
-    keys += [plain_key(key.name, key.kind, key.value) for key in arch_keys if not key.first]
+    general = general_keys(checkpoint.folder, checkpoint.name, arch, [(t.name, t.shape) for t in mapped])
 
     def read_rows(tensor: str, start: int, stop: int) -> NDArray[Any]:
         return read_mapped(checkpoint.read_rows, by_name[tensor], start, stop)
 
     return Model(
         name=name or checkpoint.name,
-        keys=(*keys, *vocabulary.keys),
+        keys=(*_in_order(general, arch_keys), *vocabulary.keys),
         tensors=tuple(tensors),
         sizes=mix_model(arch, {key.name: key.value for key in arch_keys}),
         read_rows=read_rows,
@@ -190,9 +178,31 @@ def model_from_checkpoint(
     )
 
 
-def _serves_draft(name: str, n_layer: int) -> bool:
-    """Whether a file of the draft layers alone has the tensor: theirs, and the embedding, last norm and head."""
-    return name in _ENDS or sort_key(name)[0] >= n_layer
+def _require_size(vocabulary: Vocabulary, rows: int) -> None:
+    if len(vocabulary.tokens) != rows:
+        raise TokenizerError(
+            f"the tokenizer has {len(vocabulary.tokens)} tokens but the embedding has {rows} rows (vocab_size of"
+            " config.json); the tokenizer files and the weights belong to different models"
+        )
+
+
+def _without_draft(mapped: list[MappedTensor], n_layer: int, mtp: Mtp) -> list[MappedTensor]:
+    """The tensors that `mtp` leaves in the file.
+
+    A file of the draft layers alone has these layers, the embedding, the last norm and the head.
+    """
+    if mtp == "only":
+        return [tensor for tensor in mapped if tensor.name in _ENDS or sort_key(tensor.name)[0] >= n_layer]
+    if mtp == "drop":
+        return [tensor for tensor in mapped if sort_key(tensor.name)[0] < n_layer]
+    return mapped
+
+
+def _in_order(general: Sequence[KeyValue], arch_keys: Sequence[Key]) -> list[KeyValue]:
+    """The keys in the converter's order: general.architecture, a family's first keys, the other ones of both."""
+    first = [plain_key(key.name, key.kind, key.value) for key in arch_keys if key.first]
+    later = [plain_key(key.name, key.kind, key.value) for key in arch_keys if not key.first]
+    return [general[0], *first, *general[1:], *later]
 
 
 def origin_of(source: "Checkpoint | Model") -> Mapping[str, Any]:

@@ -13,7 +13,8 @@ from quantkit.gguf.layout import lay_out
 from quantkit.gguf.metadata import quantization_keys
 from quantkit.gguf.mix import MixOptions, MixTensor, choose_types
 from quantkit.imatrix.file import Imatrix
-from quantkit.outputs.gguf_files import FLOATS, GgufRequest, column_weights, plan_gguf
+from quantkit.outputs.gguf_files import FLOATS, GgufRequest, plan_gguf
+from quantkit.outputs.importance import column_weights
 from quantkit.packed.registry import FORMATS
 from quantkit.planning.planned_tensors import PlannedTensor, PlannedTensors
 from quantkit.planning.sources import Source, tensors_as_they_are

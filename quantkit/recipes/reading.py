@@ -8,14 +8,9 @@ from typing import Any, NoReturn
 
 from quantkit.errors import UsageError
 from quantkit.files import path_is, user_path
+from quantkit.recipes.checking import check_table
 from quantkit.recipes.lines import Keys, line_of
-from quantkit.recipes.schema import (
-    BUILT_IN_TEMPLATES,
-    SCHEMA,
-    check_table,
-    is_path,
-    looks_like_file,
-)
+from quantkit.recipes.schema import BUILT_IN_TEMPLATES, SCHEMA, is_path, looks_like_file
 from quantkit.system.python import tomllib
 
 

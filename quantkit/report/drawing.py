@@ -45,21 +45,27 @@ _LINK = "{http://www.w3.org/1999/xlink}href"
 
 
 @dataclass(frozen=True)
-class Plot:
-    """One picture. `name` is its file's; `group` the section of the page it belongs to."""
+class Heading:
+    """The words of a picture. `name` is its file's; `group` the section of the page it belongs to."""
 
     name: str
     group: str
     title: str
     caption: str
     """How to read it; plots of one group that are read alike have the same."""
-    note: str
+    note: str = ""
     """A note on this plot alone, or an empty string."""
-    svg: str
+
+
+@dataclass(frozen=True)
+class Plot(Heading):
+    """One picture with its words."""
+
+    svg: str = ""
     """A separate file, in light colours."""
-    inline: str
+    inline: str = ""
     """An <svg> element for the page, in the page's colours and font."""
-    png: bytes
+    png: bytes = b""
 
 
 def check_extra() -> None:
@@ -70,10 +76,9 @@ def check_extra() -> None:
         raise MissingExtraError("plots need matplotlib, which is not installed; pip install 'quantkit[report]'")
 
 
-def draw(
-    name: str, group: str, title: str, caption: str, height: float, fill: Callable[["Figure"], None], *, note: str = ""
-) -> Plot:
+def draw(heading: Heading, height: float, fill: Callable[["Figure"], None]) -> Plot:
     """A figure of WIDTH x `height` units, filled by `fill`."""
+    name, title = heading.name, heading.title
     with _style(name):
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
@@ -95,7 +100,7 @@ def draw(
         pixels = io.BytesIO()
         figure.savefig(pixels, format="png", dpi=DPI, metadata={"Software": None})
     _follow_page(inline)
-    return Plot(name, group, title, caption, note, _text(standalone), _text(inline), pixels.getvalue())
+    return Plot(**vars(heading), svg=_text(standalone), inline=_text(inline), png=pixels.getvalue())
 
 
 def _drawn(figure: "Figure") -> bytes:

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from quantkit.measurement.document import Divergence, Histogram, Report, Text
-from quantkit.report.drawing import GRID, INK, PAGE, SERIES, Plot, draw, short
+from quantkit.report.drawing import GRID, INK, PAGE, SERIES, Heading, Plot, draw, short
 from quantkit.report.figures import tick
 
 if TYPE_CHECKING:
@@ -29,7 +29,8 @@ def divergence(report: Report, text: Text, number: int) -> Plot | None:
     )
     name = "kl-divergence" if number == 1 else f"kl-divergence-{number}"
     title = "KL divergence per token" if len(report.texts) == 1 else f"KL divergence per token, {text.name}"
-    return draw(name, "divergence", title, caption, 70 + _ROW * len(rows), lambda figure: _fill(figure, rows))
+    heading = Heading(name, "divergence", title, caption)
+    return draw(heading, 70 + _ROW * len(rows), lambda figure: _fill(figure, rows))
 
 
 def _fill(figure: "Figure", rows: list[tuple[str, str, Divergence, Histogram]]) -> None:

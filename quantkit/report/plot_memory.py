@@ -5,10 +5,11 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from quantkit.measurement.document import Memory, Model, Report
-from quantkit.report.drawing import INK, KINDS, PAGE, Plot, draw, short
+from quantkit.report.drawing import INK, KINDS, PAGE, Heading, Plot, draw, short
 from quantkit.report.figures import size, tick
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 _NAMES = {"weights": "weights", "kv": "KV cache", "compute": "compute", "other": "other"}
@@ -60,7 +61,7 @@ def _plot(name: str, title: str, bars: Sequence[_Bar], largest: float) -> Plot:
             " never touched."
         )
     height = 96 + _BAR * len(bars) + _BETWEEN_LOADS * bars[-1].load
-    return draw(name, "memory", title, caption, height, lambda figure: _fill(figure, bars, largest))
+    return draw(Heading(name, "memory", title, caption), height, lambda figure: _fill(figure, bars, largest))
 
 
 def _bars(model: Model) -> list[_Bar]:
@@ -90,46 +91,8 @@ def _fill(figure: "Figure", bars: Sequence[_Bar], largest: float) -> None:
     unit, unit_name = next((scale, name) for scale, name in _UNITS if largest >= scale or scale == 1.0)
     places = [-(number + bar.load * _BETWEEN_LOADS / _BAR) for number, bar in enumerate(bars)]
     named: set[str] = set()
-    for bar_position, bar in zip(places, bars, strict=True):
-        start = 0.0
-        for kind, used in bar.parts.items():
-            if used <= 0:
-                continue
-            label = "" if kind in named else _NAMES[kind]
-            named.add(kind)
-            axes.barh(
-                bar_position, used / unit, left=start / unit, height=0.72, color=KINDS[kind], label=label, linewidth=0
-            )
-            start += used
-        marks = [(bar.driver, "|", 13, "driver's figure"), (bar.peak, "d", 5.5, "peak PSS")]
-        for value, marker, points, label in marks:
-            if value is not None:
-                shown = "" if label in named else label
-                named.add(label)
-                line = marker == "|"
-                axes.plot(
-                    [value / unit],
-                    [bar_position],
-                    marker,
-                    color=INK,
-                    markersize=points,
-                    markeredgecolor=INK if line else PAGE,
-                    markeredgewidth=2 if line else 0.8,
-                    linestyle="none",
-                    label=shown,
-                    zorder=5,
-                )
-        axes.annotate(
-            size(bar.total) if bar.parts else "",
-            (1, bar_position),
-            xycoords=("axes fraction", "data"),
-            xytext=(50, 0),
-            textcoords="offset points",
-            ha="right",
-            va="center",
-            fontsize=10,
-            color=INK,
-        )
+    for place, bar in zip(places, bars, strict=True):
+        _draw_bar(axes, bar, place, unit, named)
     axes.set_xlim(0, largest / unit * 1.03)
     axes.set_ylim(places[-1] - 0.6, 0.6)
     axes.set_yticks(places, [bar.label for bar in bars])
@@ -139,6 +102,51 @@ def _fill(figure: "Figure", bars: Sequence[_Bar], largest: float) -> None:
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: tick(value)))
     axes.grid(True, axis="x")
     axes.set_xlabel(unit_name)
+    _add_legend(figure, axes)
+
+
+def _draw_bar(axes: "Axes", bar: _Bar, place: float, unit: float, named: set[str]) -> None:
+    """One bar with its marks and its total. Parts and marks that are not in `named` get an entry of the legend."""
+    start = 0.0
+    for kind, used in bar.parts.items():
+        if used <= 0:
+            continue
+        label = "" if kind in named else _NAMES[kind]
+        named.add(kind)
+        axes.barh(place, used / unit, left=start / unit, height=0.72, color=KINDS[kind], label=label, linewidth=0)
+        start += used
+    marks = [(bar.driver, "|", 13, "driver's figure"), (bar.peak, "d", 5.5, "peak PSS")]
+    for value, marker, points, label in marks:
+        if value is not None:
+            shown = "" if label in named else label
+            named.add(label)
+            line = marker == "|"
+            axes.plot(
+                [value / unit],
+                [place],
+                marker,
+                color=INK,
+                markersize=points,
+                markeredgecolor=INK if line else PAGE,
+                markeredgewidth=2 if line else 0.8,
+                linestyle="none",
+                label=shown,
+                zorder=5,
+            )
+    axes.annotate(
+        size(bar.total) if bar.parts else "",
+        (1, place),
+        xycoords=("axes fraction", "data"),
+        xytext=(50, 0),
+        textcoords="offset points",
+        ha="right",
+        va="center",
+        fontsize=10,
+        color=INK,
+    )
+
+
+def _add_legend(figure: "Figure", axes: "Axes") -> None:
     handles, labels = axes.get_legend_handles_labels()
     order = [*_NAMES.values(), "peak PSS", "driver's figure"]
     entries = sorted(zip(labels, handles, strict=True), key=lambda entry: order.index(entry[0]))

@@ -7,7 +7,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from quantkit.measurement.document import Report, Text, Value
-from quantkit.report.drawing import GRID, INK, PAGE, SERIES, SOFT, Plot, draw, em_width, short
+from quantkit.report.drawing import GRID, INK, PAGE, SERIES, SOFT, Heading, Plot, draw, em_width, short
 from quantkit.report.figures import tick
 from quantkit.report.labels import Box, place
 
@@ -65,7 +65,7 @@ def perplexity(report: Report, text: Text, number: int) -> Plot | None:
         caption += " Where points crowd, some have no label; the table has them all."
     name = "perplexity-size" if number == 1 else f"perplexity-size-{number}"
     title = "Perplexity against size" if len(report.texts) == 1 else f"Perplexity against size, {text.name}"
-    return draw(name, "perplexity", title, caption, 300, lambda figure: _fill(figure, points))
+    return draw(Heading(name, "perplexity", title, caption), 300, lambda figure: _fill(figure, points))
 
 
 def pareto(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:

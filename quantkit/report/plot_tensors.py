@@ -8,7 +8,7 @@ from statistics import median
 from typing import TYPE_CHECKING
 
 from quantkit.measurement.document import Model, Report
-from quantkit.report.drawing import INK, PAGE, Plot, draw, short
+from quantkit.report.drawing import INK, PAGE, Heading, Plot, draw, short
 from quantkit.report.figures import significant
 
 if TYPE_CHECKING:
@@ -44,8 +44,8 @@ def _plot(model: Model, cells: Cells, number: int) -> Plot:
         note += f" Outside the layers: {listed}{' and others' if len(outside) > 6 else ''}."
     name = "tensor-errors" if number == 1 else f"tensor-errors-{number}"
     title = f"Error of the weights of {short(model.label, 40)}"
-    height = 100 + _ROW * len(kinds)
-    return draw(name, "tensors", title, caption, height, lambda figure: _fill(figure, cells, kinds), note=note)
+    heading = Heading(name, "tensors", title, caption, note)
+    return draw(heading, 100 + _ROW * len(kinds), lambda figure: _fill(figure, cells, kinds))
 
 
 def _cells(model: Model) -> Cells:

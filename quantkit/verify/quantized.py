@@ -4,20 +4,15 @@ The structure is compared with the plan, and every byte with what was written. S
 text are compared with the source's. A few tokens are generated.
 """
 
-import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from dataclasses import replace
-from io import FileIO
-from itertools import cycle
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from quantkit.checkpoint.tensor import TensorInfo, all_finite
 from quantkit.errors import QuantkitError, VerificationError
 from quantkit.families import find_architecture
 from quantkit.families.base.native import Native
@@ -25,10 +20,10 @@ from quantkit.forward import Decoder
 from quantkit.forward.weights import Array, f32
 from quantkit.outputs.packed_folders import FolderPlan
 from quantkit.packed.formats import DirectFormat
-from quantkit.packed.layout import matrix_name
 from quantkit.packed.reader import QuantizedFolder, open_quantized
 from quantkit.packed.writer import json_bytes, small_files
 from quantkit.verify.check import Check, Verified, guard, raise_if_passing, sampled_rows
+from quantkit.verify.folder_bytes import check_bytes
 from quantkit.verify.source_logits import NoSourceLogits, SourceLogits, correlations, skipped_logits
 
 # Least correlation with the source's logits, by bits. On SmolLM2 and small random models round-to-nearest alone gives
@@ -37,39 +32,49 @@ LOGIT_FLOOR = {8: 0.95, 6: 0.9, 5: 0.7, 4: 0.5, 3: 0.25, 2: -1.0}
 # The share, by magnitude, of products of a source weight and its quantized weight that are positive. Folded scales are
 # positive and keep the signs, so it holds for AWQ too; misplaced rows or columns give one half.
 SIGN_FLOOR = {8: 0.995, 6: 0.99, 5: 0.98, 4: 0.97, 3: 0.93, 2: 0.8}
-_PIECE = 8 << 20
 _GENERATED = 4
+
+
+@dataclass(frozen=True)
+class Written:
+    """What a conversion knows of a folder that it wrote.
+
+    Attributes:
+        sha256: of the bytes of each tensor.
+        errors: relative error of each linear, if it was measured.
+    """
+
+    sha256: Mapping[str, str]
+    errors: Mapping[str, float] = field(default_factory=dict)
 
 
 def verify_folder(
     folder: Path,
     plan: FolderPlan,
     native: Native,
-    sha256: Mapping[str, str],
+    written: Written,
     *,
-    errors: Mapping[str, float] | None = None,
     logits: bool | None = None,
     source: SourceLogits | None = None,
 ) -> Verified:
     """Check a whole folder, under its present name, against its plan and the checkpoint it was made of.
 
-    `sha256`: of each tensor's bytes as they were written. `errors`: of each linear, as measured. `logits`: compare
-    logits and generate; None decides by the folder's size and the memory. `source` shares the source's logits with the
-    checks of other outputs.
+    `logits`: compare logits and generate; None decides by the folder's size and the memory. `source` shares the
+    source's logits with the checks of other outputs.
     """
     hashes: dict[str, str] = {}
-    measured = dict(errors or {})
+    measured = dict(written.errors)
     correlation: float | None = None
     try:
         opened = open_quantized(folder)
     except QuantkitError as error:
         raise_if_passing("structure", error)
-        return Verified(plan, (Check("structure", "failed", str(error)),), hashes, errors or {})
+        return Verified(plan, (Check("structure", "failed", str(error)),), hashes, written.errors)
     with opened:
         checks: list[Check] = []
         for name, check in (
             ("structure", lambda: _structure(opened, plan, native)),
-            ("bytes", lambda: _bytes(opened, sha256, hashes)),
+            ("bytes", lambda: check_bytes(opened, written.sha256, hashes)),
             ("rows", lambda: _rows(opened, plan, native)),
             *([("error", lambda: _errors(opened, plan, native, measured))] if not plan.format.calibrated else []),
         ):
@@ -129,91 +134,6 @@ def _same_json(path: Path, expected: Mapping[str, Any]) -> None:
 def _same_bytes(path: Path, expected: bytes) -> None:
     if not path.is_file() or path.read_bytes() != expected:
         raise VerificationError(f"{path.name} is not what was written")
-
-
-def _bytes(opened: QuantizedFolder, sha256: Mapping[str, str], hashes: dict[str, str]) -> str:
-    """Read every weight file once; the sha256 of each is put into `hashes`."""
-    tensors: dict[str, list[TensorInfo]] = {}
-    for tensor in opened.tensors.values():
-        tensors.setdefault(tensor.file, []).append(tensor)
-    with ThreadPoolExecutor(1, thread_name_prefix="sha256") as pool:
-        for name, file_tensors in tensors.items():
-            with (opened.folder / name).open("rb", buffering=0) as file:
-                whole, buffers = _Hash(pool), cycle([bytearray(_PIECE) for _ in range(3)])
-                matrices = [matrix for tensor in file_tensors for matrix in _matrices(tensor, sha256)]
-                for tensor in sorted(matrices, key=lambda tensor: tensor.offset):
-                    whole.update(_exactly(file, memoryview(bytearray(tensor.offset - file.tell()))))
-                    _tensor_bytes(file, tensor, sha256.get(tensor.name), whole, buffers)
-                while data := file.read(_PIECE):
-                    whole.update(data)
-                hashes[name] = whole.hexdigest()
-    total = sum(tensor.nbytes for tensor in opened.tensors.values())
-    return f"{total / 1e6:.0f} MB read back as written, every scale and kept weight finite"
-
-
-def _matrices(tensor: TensorInfo, sha256: Mapping[str, str]) -> list[TensorInfo]:
-    """A tensor, or the matrices of a stack that was written matrix by matrix."""
-    if matrix_name(tensor.name, 0) not in sha256:
-        return [tensor]
-    count = tensor.shape[0]
-    size = tensor.nbytes // count
-    return [
-        replace(
-            tensor,
-            name=matrix_name(tensor.name, index),
-            shape=tensor.shape[1:],
-            offset=tensor.offset + index * size,
-            nbytes=size,
-        )
-        for index in range(count)
-    ]
-
-
-class _Hash:
-    """The sha256 of a file, computed in another thread while its tensors are checked. At most one piece waits."""
-
-    def __init__(self, pool: Executor) -> None:
-        self._pool, self._digest = pool, hashlib.sha256()
-        self._pending: Future[None] | None = None
-
-    def update(self, data: bytes | memoryview) -> None:
-        self._wait()
-        self._pending = self._pool.submit(self._digest.update, data)
-
-    def hexdigest(self) -> str:
-        self._wait()
-        return self._digest.hexdigest()
-
-    def _wait(self) -> None:
-        if self._pending is not None:
-            self._pending.result()
-
-
-def _tensor_bytes(
-    file: FileIO, tensor: TensorInfo, expected: str | None, whole: _Hash, buffers: Iterator[bytearray]
-) -> None:
-    digest, remaining = hashlib.sha256(), tensor.nbytes
-    while remaining:
-        data = _exactly(file, memoryview(next(buffers))[: min(remaining, _PIECE)])
-        remaining -= len(data)
-        whole.update(data)
-        digest.update(data)
-        if not all_finite(tensor.dtype, np.frombuffer(data, np.uint8)):
-            raise VerificationError(f"tensor {tensor.name} of {tensor.file} contains NaN or infinity")
-    if digest.hexdigest() != expected:
-        raise VerificationError(
-            f"tensor {tensor.name} of {tensor.file} is not what was written; the disk may be failing"
-        )
-
-
-def _exactly(file: FileIO, buffer: memoryview) -> memoryview:
-    count = 0
-    while count < len(buffer):
-        length = file.readinto(buffer[count:])
-        if not length:
-            raise VerificationError(f"{Path(str(file.name)).name} ends too early")
-        count += length
-    return buffer
 
 
 def _rows(opened: QuantizedFolder, plan: FolderPlan, native: Native) -> str:

@@ -25,7 +25,7 @@ from markdown_it import MarkdownIt
 from quantkit.errors import CheckpointError, PublishError, UsageError
 from quantkit.publish.card.card import CardModel, write_card
 from quantkit.publish.card.escaping import block, code, plain
-from quantkit.publish.card.metadata import LICENSES, front_matter, metadata
+from quantkit.publish.card.metadata import LICENSES, Metadata, front_matter
 from quantkit.publish.card.usage import LOADERS
 from quantkit.publish.card.usage import tested as loaders_tested
 from tests.helpers.command import quantkit
@@ -360,8 +360,7 @@ def test_a_language_that_is_no_code_is_refused() -> None:
 
 def read(**fields: Any) -> Mapping[str, Any]:
     """The metadata as the hub's client reads it back."""
-    given: dict[str, Any] = {"base_model": None, "license": None, "languages": (), "hub_repo": None, **fields}
-    text = front_matter(metadata(kind="gguf", **given))
+    text = front_matter(Metadata(kind="gguf", **fields).fields())
     check_metadata(text)
     return dict(ModelCard(text).data.to_dict())
 

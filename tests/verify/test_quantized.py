@@ -15,7 +15,7 @@ from quantkit.families.base.native import Native
 from quantkit.outputs.packed_folders import FolderPlan
 from quantkit.quant.grid import Grid
 from quantkit.verify.check import Check
-from quantkit.verify.quantized import LOGIT_FLOOR, verify_folder
+from quantkit.verify.quantized import LOGIT_FLOOR, Written, verify_folder
 from quantkit.verify.source_logits import SourceLogits
 from tests.families.expected import write_checkpoint
 from tests.helpers.real import smollm2_or_skip
@@ -30,7 +30,7 @@ class Made:
     hashes: Hashes
 
     def verify(self, folder: Path | None = None, *, logits: bool | None = True) -> list[Check]:
-        checked = verify_folder(folder or self.plan.folder, self.plan, self.native, self.hashes, logits=logits)
+        checked = verify_folder(folder or self.plan.folder, self.plan, self.native, Written(self.hashes), logits=logits)
         return list(checked.checks)
 
 
@@ -91,7 +91,9 @@ def test_the_sources_logits_are_computed_once_for_several_folders(sound: Made) -
     source = SourceLogits(sound.native.checkpoint)
     first = source.get()
     assert source.get() is first
-    checked = verify_folder(sound.plan.folder, sound.plan, sound.native, sound.hashes, logits=True, source=source)
+    checked = verify_folder(
+        sound.plan.folder, sound.plan, sound.native, Written(sound.hashes), logits=True, source=source
+    )
     assert checked.checks[-1].status == "passed" and checked.logit_correlation
 
 

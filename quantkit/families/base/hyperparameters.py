@@ -152,23 +152,8 @@ def read_hyperparameters(config: Mapping[str, Any], rope_kinds: tuple[str, ...] 
             f"config.json: head_dim is {head_dim}; it must be even, because rotary positions rotate pairs of values"
         )
     n_layer = size(config, "num_hidden_layers", "n_layer", "n_layers", "num_layers")
-    n_expert = optional_size(config, "num_local_experts", "num_experts", "n_routed_experts") or 0
-    n_expert_used = optional_size(config, "num_experts_per_tok", "num_experts_per_token") or 0
-    if n_expert and config.get("num_experts_per_tok") == 0:
-        raise CheckpointError(
-            f"config.json: num_experts_per_tok is 0 of {n_expert} experts; set it to the experts that a token uses"
-        )
-    if n_layer * n_expert > _MAX_EXPERT_LAYERS:
-        raise CheckpointError(
-            f"config.json: {n_layer} layers of {n_expert} experts are {n_layer * n_expert} experts in total; at most"
-            f" {_MAX_EXPERT_LAYERS} are supported"
-        )
-    n_draft = int(number(config, "mtp_num_hidden_layers", "num_nextn_predict_layers") or 0)
-    if n_layer + n_draft > _MAX_LAYERS:
-        raise CheckpointError(
-            f"config.json has {n_layer} layers and {n_draft} for later tokens, {_LLAMA_CPP_AT_MOST} {_MAX_LAYERS} in"
-            " all; correct it"
-        )
+    n_expert, n_expert_used = _experts(config, n_layer)
+    n_draft = _draft_layers(config, n_layer)
     return Hyperparameters(
         n_layer=n_layer,
         hidden=hidden,
@@ -198,6 +183,33 @@ def read_hyperparameters(config: Mapping[str, Any], rope_kinds: tuple[str, ...] 
     )
 
 
+def _experts(config: Mapping[str, Any], n_layer: int) -> tuple[int, int]:
+    """Experts of a layer, and how many a token uses; both 0 without experts."""
+    n_expert = optional_size(config, "num_local_experts", "num_experts", "n_routed_experts") or 0
+    n_expert_used = optional_size(config, "num_experts_per_tok", "num_experts_per_token") or 0
+    if n_expert and config.get("num_experts_per_tok") == 0:
+        raise CheckpointError(
+            f"config.json: num_experts_per_tok is 0 of {n_expert} experts; set it to the experts that a token uses"
+        )
+    if n_layer * n_expert > _MAX_EXPERT_LAYERS:
+        raise CheckpointError(
+            f"config.json: {n_layer} layers of {n_expert} experts are {n_layer * n_expert} experts in total; at most"
+            f" {_MAX_EXPERT_LAYERS} are supported"
+        )
+    return n_expert, n_expert_used
+
+
+def _draft_layers(config: Mapping[str, Any], n_layer: int) -> int:
+    """Layers for later tokens, which follow the `n_layer` of the model."""
+    n_draft = int(number(config, "mtp_num_hidden_layers", "num_nextn_predict_layers") or 0)
+    if n_layer + n_draft > _MAX_LAYERS:
+        raise CheckpointError(
+            f"config.json has {n_layer} layers and {n_draft} for later tokens, {_LLAMA_CPP_AT_MOST} {_MAX_LAYERS} in"
+            " all; correct it"
+        )
+    return n_draft
+
+
 def _feed_forward(config: Mapping[str, Any], n_expert: int) -> int:
     """The width of a dense feed-forward; 0 for a mixture whose config.json states none, because no layer is dense."""
     names = ("intermediate_size", "n_inner", "ffn_dim")
@@ -208,7 +220,7 @@ def _rope(config: Mapping[str, Any], kinds: tuple[str, ...]) -> dict[str, Any]:
     """Rope settings in the shape of transformers 5's `rope_parameters`, from either generation of config.json."""
     settings = config.get("rope_parameters") or config.get("rope_scaling") or {}
     if not isinstance(settings, Mapping):
-        raise CheckpointError(f"config.json: rope settings must be an object, not {settings!r}")
+        raise CheckpointError(f"config.json: rope settings must be an object, not {settings!r}; correct it")
     rope = dict(settings)
     if isinstance(rope.get("full_attention"), Mapping):
         rope = dict(rope["full_attention"])
@@ -229,7 +241,9 @@ def _rope(config: Mapping[str, Any], kinds: tuple[str, ...]) -> dict[str, Any]:
     needed = {"linear": ("factor",), "yarn": ("factor",), "llama3": ("factor",)}.get(kind, ())
     for name, value in rope.items():
         if name in _ROPE_NUMBERS and not _is_positive(value):
-            raise CheckpointError(f"config.json: rope {name} must be a positive number, not {_shown(value)}")
+            raise CheckpointError(
+                f"config.json: rope {name} must be a positive number, not {_shown(value)}; correct it"
+            )
     for name in needed:
         if rope.get(name) is None:
             raise CheckpointError(f"config.json: rope scaling {kind!r} needs a {name}; add it")
@@ -271,7 +285,9 @@ def optional_size(config: Mapping[str, Any], *names: str) -> int | None:
         if value == 0 and "expert" in name:
             continue
         if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
-            raise CheckpointError(f"config.json: {name} must be a positive whole number, not {_shown(value)}")
+            raise CheckpointError(
+                f"config.json: {name} must be a positive whole number, not {_shown(value)}; correct it"
+            )
         if value > (bound := _BOUNDS.get(name, _INT32_MAX)):
             limit = (
                 f"{_LLAMA_CPP_AT_MOST} {bound}"
@@ -290,8 +306,8 @@ def number(config: Mapping[str, Any], *names: str) -> float | None:
         if value is None:
             continue
         if isinstance(value, bool) or not isinstance(value, int | float):
-            raise CheckpointError(f"config.json: {name} must be a number, not {_shown(value)}")
+            raise CheckpointError(f"config.json: {name} must be a number, not {_shown(value)}; correct it")
         if not abs(value) <= _FLOAT32_MAX:  # true for NaN too
-            raise CheckpointError(f"config.json: {name} must be a finite 32-bit float, not {_shown(value)}")
+            raise CheckpointError(f"config.json: {name} must be a finite 32-bit float, not {_shown(value)}; correct it")
         return float(value)
     return None

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from quantkit.errors import OutputError, UsageError
-from quantkit.files import write_atomically
+from quantkit.errors import UsageError
+from quantkit.files import cannot_write, write_atomically
 from quantkit.packed.registry import read_type
 from quantkit.publish.card.escaping import link, plain
 from quantkit.publish.card.facts import KINDS, CardFacts, CardModel, card_facts
-from quantkit.publish.card.metadata import front_matter, metadata
+from quantkit.publish.card.metadata import Metadata, front_matter
 from quantkit.publish.card.provenance import made
 from quantkit.publish.card.sections import choice, conversation, files, measured, opening, shown
 from quantkit.publish.card.usage import running
@@ -65,7 +65,7 @@ def write_card(
         path.parent.mkdir(exist_ok=True)
         write_atomically(path, text)
     except OSError as error:
-        raise OutputError(f"cannot write {error.filename or path}: {error.strerror or error}") from error
+        raise cannot_write(error.filename or path, error) from error
     return path
 
 
@@ -88,7 +88,7 @@ def kind_of_folder(folder: Path) -> str:
 def card_text(facts: CardFacts, pictures: Mapping[str, Path] | None = None) -> str:
     """The text of the card; its last line is a checksum that shows later edits."""
     model, description = facts.model, facts.description
-    fields = metadata(
+    metadata = Metadata(
         kind=facts.kind,
         base_model=facts.base_model,
         license=facts.license,
@@ -111,7 +111,7 @@ def card_text(facts: CardFacts, pictures: Mapping[str, Path] | None = None) -> s
             ("How it was made", made(facts)),
         ]
     )
-    text = f"{front_matter(fields)}\n# {title}\n\n{opening(facts)}\n\n{sections}\n"
+    text = f"{front_matter(metadata.fields())}\n# {title}\n\n{opening(facts)}\n\n{sections}\n"
     return f"{text}\n<!-- quantkit card {_digest(text)} -->\n"
 
 

@@ -6,6 +6,7 @@ https://huggingface.co/docs/hub/repositories-licenses, in licenses.txt (any othe
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,40 +31,53 @@ def is_hub_id(text: str) -> bool:
     return "/" in text
 
 
-def metadata(
-    *,
-    kind: str,
-    base_model: str | None,
-    license: str | None,
-    languages: Sequence[str],
-    hub_repo: str | None,
-    conversational: bool = False,
-    imatrix: bool = False,
-    bits: int | None = None,
-    sees: bool = False,
-) -> dict[str, Any]:
-    """The metadata as plain values, in the order of the YAML.
+@dataclass(frozen=True)
+class Metadata:
+    """What the hub is told of a folder of outputs.
 
-    `base_model` is used if it is a hub id. The owner of `hub_repo` becomes `quantized_by`. `sees`: the model takes
-    images.
-
-    Raises:
-        UsageError: a language is not an ISO 639 code.
+    Attributes:
+        kind: "gguf", or a format of folders such as "awq".
+        base_model: used if it is a hub id.
+        languages: ISO 639 codes.
+        hub_repo: its owner becomes `quantized_by`.
+        bits: of a weight, for the tags of a folder.
+        sees: whether the model takes images.
     """
-    base = base_model if base_model is not None and is_hub_id(base_model) else None
-    tags = ["gguf", "llama.cpp", "ollama"] if kind == "gguf" else [kind, *([f"{bits}-bit"] if bits else [])]
-    fields: dict[str, Any] = {
-        "base_model": base,
-        "base_model_relation": "quantized" if base else None,
-        "language": [_language(code) for code in languages] or None,
-        **license_of(license),
-        "library_name": None if kind == "gguf" else "transformers",
-        "pipeline_tag": "image-text-to-text" if sees else "text-generation",
-        "quantized_by": hub_repo.partition("/")[0] if hub_repo and is_hub_id(hub_repo) else None,
-        "inference": False,
-        "tags": [*tags, *(["imatrix"] if imatrix else []), *(["conversational"] if conversational else []), "quantkit"],
-    }
-    return {name: value for name, value in fields.items() if value is not None}
+
+    kind: str
+    base_model: str | None = None
+    license: str | None = None
+    languages: Sequence[str] = ()
+    hub_repo: str | None = None
+    conversational: bool = False
+    imatrix: bool = False
+    bits: int | None = None
+    sees: bool = False
+
+    def fields(self) -> dict[str, Any]:
+        """Plain values, in the order of the YAML. Raises UsageError for a language that is not an ISO 639 code."""
+        base = self.base_model if self.base_model is not None and is_hub_id(self.base_model) else None
+        fields: dict[str, Any] = {
+            "base_model": base,
+            "base_model_relation": "quantized" if base else None,
+            "language": [_language(code) for code in self.languages] or None,
+            **license_of(self.license),
+            "library_name": None if self.kind == "gguf" else "transformers",
+            "pipeline_tag": "image-text-to-text" if self.sees else "text-generation",
+            "quantized_by": self.hub_repo.partition("/")[0] if self.hub_repo and is_hub_id(self.hub_repo) else None,
+            "inference": False,
+            "tags": self._tags(),
+        }
+        return {name: value for name, value in fields.items() if value is not None}
+
+    def _tags(self) -> list[str]:
+        of_kind = ["gguf", "llama.cpp", "ollama"] if self.kind == "gguf" else [self.kind]
+        optional = {
+            f"{self.bits}-bit": self.bits and self.kind != "gguf",
+            "imatrix": self.imatrix,
+            "conversational": self.conversational,
+        }
+        return [*of_kind, *(tag for tag, applies in optional.items() if applies), "quantkit"]
 
 
 def page_of(model: str) -> str | None:
