@@ -78,7 +78,10 @@ class _Command(TyperCommand):
             record = parameter.get_help_record(ctx)
             if record is None:
                 continue
-            usual = "Arguments" if parameter.param_type_name == "argument" else "Options"
+            usual = "Options"
+            if parameter.param_type_name == "argument":
+                # typer adds the name of a Python type
+                usual, record = "Arguments", (record[0].partition(" <")[0], record[1])
             headings.setdefault(getattr(parameter, "rich_help_panel", None) or usual, []).append(record)
         # what every command has comes last
         headings["Options"] = headings.pop("Options")

@@ -23,7 +23,7 @@ def bake(
     output: Annotated[Path, output_option("DIR", "Folder of the outputs.", "here")] = Path(),
     only: Annotated[
         list[StepName] | None,
-        typer.Option("--only", metavar="STEP", help=f"Run only this step: {', '.join(STEPS)}; repeatable."),
+        typer.Option("--only", metavar="STEP", help=f"Run only this step: {', '.join(STEPS)}; repeat."),
     ] = None,
     source: Annotated[
         str | None,
@@ -31,7 +31,7 @@ def bake(
     ] = None,
     settings: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Override a key: calibration.samples=8; repeatable."),
+        typer.Option("--set", metavar="KEY=VALUE", help="Override a key: calibration.samples=8; repeat."),
     ] = None,
     push: Annotated[
         bool, typer.Option("--push", help="Push to the repositories of [hub] if all floors are met.")

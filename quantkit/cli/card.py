@@ -30,7 +30,7 @@ def card(
     ] = None,
     license_: Annotated[str | None, LICENSE] = None,
     languages: Annotated[
-        list[str] | None, typer.Option("--language", metavar="CODE", help="Language code, such as en; repeatable.")
+        list[str] | None, typer.Option("--language", metavar="CODE", help="Language code, such as en; repeat.")
     ] = None,
     repo: Annotated[
         str | None, typer.Option("--repo", metavar="ORG/NAME", help="Hub repository that the commands name.")

@@ -79,7 +79,7 @@ class SamplingOptions:
 
     heading: ClassVar[str] = "Sampling"
     temperature: float | None = option(
-        None, "Sampling temperature; 0 is greedy.", min=0, show_default="the model's, or 0.8"
+        None, "Sampling temperature; 0 is greedy.", metavar="X", min=0, show_default="the model's, or 0.8"
     )
     top_k: int | None = option(
         None,
@@ -91,6 +91,7 @@ class SamplingOptions:
     top_p: float | None = option(
         None,
         "Sample from the most likely tokens with this total probability.",
+        metavar="X",
         min=0,
         max=1,
         show_default="the model's, or 0.95",
@@ -98,14 +99,19 @@ class SamplingOptions:
     min_p: float | None = option(
         None,
         "Leave out tokens below this share of the largest probability.",
+        metavar="X",
         min=0,
         max=1,
         show_default="the model's, or 0.05",
     )
     repeat_penalty: float | None = option(
-        None, "Penalty of tokens that were used recently; 1: none.", min=0, show_default="the model's, or 1"
+        None,
+        "Penalty of tokens that were used recently; 1: none.",
+        metavar="X",
+        min=0,
+        show_default="the model's, or 1",
     )
-    seed: int | None = option(None, "Seed of the sampling.", min=0, show_default="random")
+    seed: int | None = option(None, "Seed of the sampling.", metavar="N", min=0, show_default="random")
 
     @property
     def values(self) -> dict[str, Any]:

@@ -45,7 +45,7 @@ def measure(
             "--text",
             "-T",
             metavar="FILE|ORG/NAME[:SPLIT]",
-            help="Text to measure on: a text, jsonl or parquet file, or a hub dataset; repeatable.",
+            help="Text to measure on: a text, jsonl or parquet file, or a hub dataset; repeat.",
             show_default=False,
         ),
     ] = None,

@@ -67,9 +67,9 @@ GPU_LAYERS = gpu_layers_option()
 AUTO = "auto"
 ParameterOption = Annotated[
     list[str] | None,
-    typer.Option("--parameter", metavar="NAME=VALUE", help="An Ollama PARAMETER, such as temperature=0.5; repeatable."),
+    typer.Option("--parameter", metavar="NAME=VALUE", help="An Ollama PARAMETER, such as temperature=0.5; repeat."),
 ]
-RPC = typer.Option("--rpc", metavar="HOST:PORT", help="A llama.cpp rpc-server whose devices count as GPUs; repeatable.")
+RPC = typer.Option("--rpc", metavar="HOST:PORT", help="A llama.cpp rpc-server whose devices count as GPUs; repeat.")
 NO_KV_OFFLOAD = typer.Option("--no-kv-offload", help="Keep the KV cache on the CPU.")
 NO_STORED_SPEEDS = typer.Option(
     "--no-stored-speeds", help="Ignore the device speeds that `measure --speed` has stored."
