@@ -22,7 +22,7 @@ from benchmarks.lines import REPOSITORY, WORK, Lines, Target, machine, print_mac
 from benchmarks.quality import MODELS, STORIES, texts
 from benchmarks.stories import CONTEXT, story_texts
 from quantkit.checkpoint import open_checkpoint
-from quantkit.texts.samples import load_samples
+from quantkit.texts.samples import SampleRequest, load_samples
 from tests.peers.environments import run_inside
 
 OURS = ("awq", "gptq")
@@ -117,7 +117,7 @@ def _samples(model: Path, calibration: Path | None, n_samples: int, length: int,
     """The samples that quantkit makes of the text, as a file."""
     source, chat = (None, None) if calibration is None else (str(calibration), False)
     with open_checkpoint(str(model)) as checkpoint:
-        samples = load_samples(checkpoint, source=source, n_samples=n_samples, seq_len=length, chat=chat)
+        samples = load_samples(checkpoint, SampleRequest(source, n_samples, length, chat))
     np.save(path, samples.tokens.astype(np.int32))
     return path
 
