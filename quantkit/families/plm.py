@@ -56,10 +56,9 @@ def _keys(arch: str, sizes: Hyperparameters) -> list[Key]:
         "attention.value_length": size(config, "v_head_dim"),
         "rope.dimension_count": rope,
     }
-    keys = {key.name: key for key in base_keys(arch, sizes)}
-    return list(
-        (keys | {f"{arch}.{name}": Key(f"{arch}.{name}", "u32", value) for name, value in own.items()}).values()
-    )
+    latent = [Key(f"{arch}.{name}", "u32", value) for name, value in own.items()]
+    replaced = {key.name for key in latent}
+    return [*(key for key in base_keys(arch, sizes) if key.name not in replaced), *latent]
 
 
 FAMILY = Family(
