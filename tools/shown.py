@@ -47,7 +47,7 @@ def shown() -> str:
     known |= {wrapper.architecture for wrapper in WRAPPERS}
     rows = [_row(family) for family in sorted(all_families(), key=lambda family: family.name.lower())]
     notes = [f"- {family.name}: {family.graph_differs}." for family in all_families() if family.graph_differs]
-    free = ", ".join(f"`{name}`" for name in sorted(names - known, key=str.lower)) + "."
+    free = ", ".join(f"`{name}`" for name in sorted(sorted(names - known), key=str.lower)) + "."
     text = _HEAD.format(registered=len(names), known=len(names & known), free=free) + "\n".join(rows) + "\n"
     return text + ("\nThe logits of these differ:\n\n" + "\n".join(notes) + "\n" if notes else "")
 
