@@ -5,7 +5,7 @@ import os
 import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack, nullcontext
-from functools import cache
+from functools import cache, partial
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
@@ -20,8 +20,9 @@ from quantkit.recipes.bake import process as bake_process
 from quantkit.system import memory
 from tests.helpers.bake_steps import run_here
 from tests.helpers.command import current_environment
-from tests.helpers.forked import start_process
+from tests.helpers.forked import LLAMA_CHILD, start_process
 from tests.helpers.llama_child import SharedChild
+from tests.helpers.plots_drawn import perplexity_alone
 from tests.helpers.quick_reader import quick_reader
 from tests.helpers.render_child import ForkedChild
 from tests.helpers.token_memory import remembered_tokens
@@ -50,7 +51,7 @@ def shared_llama_child() -> Iterator[None]:
 @pytest.fixture(scope="session", autouse=True)
 def llama_children_forked() -> Iterator[None]:
     """llama.cpp's children are forks of one that has loaded it; tests/llamacpp/test_session.py has the real ones."""
-    forking = SimpleNamespace(**{**vars(subprocess), "Popen": start_process})
+    forking = SimpleNamespace(**{**vars(subprocess), "Popen": partial(start_process, modules=LLAMA_CHILD)})
     with patch.object(sessions, "subprocess", forking):
         yield
 
@@ -75,6 +76,13 @@ def commands_made_once() -> Iterator[None]:
 def bake_steps_here() -> Iterator[None]:
     """The commands of a bake run in this process; tests/recipes/test_bake_process.py has bake's own processes."""
     with patch.object(bake_process, "run_process", run_here):
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def fewer_plots() -> Iterator[None]:
+    """Commands draw one kind of plot; tests/report and tests/cli/test_measure.py draw all."""
+    with perplexity_alone():
         yield
 
 

@@ -17,6 +17,7 @@ from quantkit.journal import Journal
 from quantkit.measurement.record_file import RecordFile
 from tests.helpers.command import Answer, command, quantkit
 from tests.helpers.forked import run_process, start_process
+from tests.helpers.plots_drawn import every_plot
 from tests.helpers.tiny import tiny_llama
 from tests.helpers.tiny_tokenizers import CORPUS
 
@@ -59,7 +60,8 @@ def perplexity_ratio(report: dict, text: str, label: str) -> float:
 @pytest.fixture(scope="module")
 def everything(here: Path) -> dict:
     words = ("model", "model-GGUF", "model-AWQ", "model-GPTQ", "--text", "other.txt", "-o", "all", "--format", "json")
-    return document(measure(here, *words))
+    with every_plot():
+        return document(measure(here, *words))
 
 
 def test_every_format_stands_side_by_side_on_every_text(everything: dict) -> None:
@@ -89,6 +91,8 @@ def test_a_report_is_written_and_nothing_unfinished_is_left(here: Path, everythi
     assert written["models"] == everything["models"]
     assert {path.name for path in (here / "all").iterdir()} == {"report.json", "report.md", "report.html", "plots"}
     assert "q8_0" in (here / "all" / "report.md").read_text("utf-8")
+    plots = {path.stem.partition("-")[0] for path in (here / "all" / "plots").iterdir()}
+    assert len(plots) >= 3, plots
 
 
 def test_people_get_a_table_that_fits_a_terminal(here: Path) -> None:

@@ -182,7 +182,14 @@ _FEW = ("8b, shared values", "135m, rows that are not super-blocks, tied", "4 ex
 
 
 def test_options_change_the_mix_as_they_do_in_llama_cpp(tmp_path: Path) -> None:
-    cases = itertools.product((*_FEW, "names that are kept"), FILE_TYPES, list(OPTIONS)[2:])
+    # each model with each type, each model with each option, and each type with each option
+    lists = (*_FEW, "names that are kept"), list(FILE_TYPES), list(OPTIONS)[2:]
+    cases = [
+        tuple(entry for _, entry in numbered)
+        for numbered in itertools.product(*map(enumerate, lists))
+        if sum(number for number, _ in numbered) % 3 == 0
+    ]
+    assert all(len(entries) >= 3 for entries in lists)
     assert _differences(cases, tmp_path) == []
 
 

@@ -2,9 +2,9 @@
 
 `Forked` is a `subprocess.Popen` of `python -m MODULE ...` or `python -c CODE ...`: the process has its own arguments,
 environment, folder, streams, signals and exit code. What it imports, and the memory it takes, is not that of a
-process that a user starts. Commands are forked from one interpreter, and llama.cpp's children from another. As a
-script: such an interpreter, which imports the modules that are its arguments, or all commands. It reads requests from a
-socket, its stdin.
+process that a user starts. Commands are forked from one interpreter; one with other modules serves those who name them.
+As a script: such an interpreter, which imports the modules that are its arguments, or all commands. It reads requests
+from a socket, its stdin.
 """
 
 import array
@@ -30,14 +30,20 @@ from typing import IO, Any
 _LONGEST_REQUEST = 1 << 20
 _READ_AT_START = ("OMP_", "OPENBLAS_", "GGML_", "LD_", "LANG", "LC_", "MALLOC_", "PYTHON", "MPL", "TOKENIZERS_")
 """Variables that a library or Python reads when it is loaded: another value needs a process of its own."""
-_COMMANDS: tuple[str, ...] = ()
-_LLAMA = ("quantkit.llamacpp.calls", "quantkit.llamacpp.embedding", "quantkit.llamacpp.inputs")
-_LLAMA += ("quantkit.llamacpp.loading", "quantkit.llamacpp.generation", "quantkit.system.descriptors")
-_LLAMA_CHILD = "quantkit.llamacpp.child"
+LLAMA_CHILD = ("quantkit.llamacpp.calls", "quantkit.llamacpp.embedding", "quantkit.llamacpp.inputs")
+LLAMA_CHILD += ("quantkit.llamacpp.loading", "quantkit.llamacpp.generation", "quantkit.system.descriptors")
+"""What the process of llama.cpp imports."""
 
 
 class Forked(subprocess.Popen[Any]):
-    """A process of the fork server; see the module. Only these options of Popen apply: cwd, env, streams, text."""
+    """A process of the fork server; see the module. Only these options of Popen apply: cwd, env, streams, text.
+
+    `modules`: those of the interpreter that forks, in place of the commands.
+    """
+
+    def __init__(self, words: Sequence[str | Path], *, modules: tuple[str, ...] = (), **options: Any) -> None:
+        self._modules = modules
+        super().__init__(words, **options)
 
     def _execute_child(self, args: Sequence[str | Path], *options: Any, **_: Any) -> None:
         """Popen's own method starts a process. `options`: executable ... cwd, env ... and the ends of three pipes."""
@@ -49,7 +55,7 @@ class Forked(subprocess.Popen[Any]):
         request = {"words": words[1:], "cwd": os.fspath(cwd or Path.cwd()), "env": dict(environment or os.environ)}
         try:
             descriptors = [stream if stream >= 0 else number for number, stream in enumerate(streams)]
-            self.pid = _server(words, request["env"]).fork(request, [*descriptors, writing])
+            self.pid = _server(self._modules, request["env"]).fork(request, [*descriptors, writing])
         finally:
             os.close(writing)
             self._close_pipe_fds(*to_child, *from_child, *errors)  # type: ignore[attr-defined]
@@ -72,9 +78,13 @@ class Forked(subprocess.Popen[Any]):
             (self.returncode,) = struct.unpack("i", self._status.read(4))
 
 
-def start_process(words: Sequence[str | Path], **options: Any) -> "subprocess.Popen[Any]":
+def start_process(
+    words: Sequence[str | Path], *, modules: tuple[str, ...] = (), **options: Any
+) -> "subprocess.Popen[Any]":
     """A process of Python with Popen's `options`: a fork, or a new one where a fork would not be the same."""
-    return Forked(words, **options) if forks(words, options.get("env")) else subprocess.Popen(words, **options)
+    if forks(options.get("env"), modules):
+        return Forked(words, modules=modules, **options)
+    return subprocess.Popen(words, **options)
 
 
 def run_process(
@@ -91,12 +101,12 @@ def run_process(
     return subprocess.CompletedProcess(words, process.returncode, stdout, stderr)
 
 
-def forks(words: Sequence[str | Path] = (), environment: Mapping[str, str] | None = None) -> bool:
-    """Whether this system forks, and a fork of `words` takes this environment as a new process does."""
+def forks(environment: Mapping[str, str] | None = None, modules: tuple[str, ...] = ()) -> bool:
+    """Whether this system forks, and a fork takes this environment as a new process does."""
     if os.name == "nt" or sys.platform == "darwin":
         return False
     environment = dict(environment or os.environ)
-    server = _server(words, environment)
+    server = _server(modules, environment)
     # a fork of this process has the same socket
     return server.owner == os.getpid() and _read_at_start(server.environment) == _read_at_start(environment)
 
@@ -138,18 +148,17 @@ class _Server:
         self._process.wait()
 
 
-_servers: dict[tuple[str, ...], _Server] = {}
+_servers: dict[tuple[Any, ...], _Server] = {}
 
 
-def _server(words: Sequence[str | Path], environment: Mapping[str, str]) -> _Server:
-    """The interpreter that forks `words`. Commands start as this process did; the first child of llama.cpp tells what
-    quantkit adds for it.
+def _server(modules: tuple[str, ...], environment: Mapping[str, str]) -> _Server:
+    """The interpreter with these modules. That of the commands starts as this process did, and others as they are
+    asked to.
     """
-    kind = _LLAMA if _LLAMA_CHILD in words else _COMMANDS
-    if kind not in _servers:
-        changed = _read_at_start(_AT_START) != _read_at_start(os.environ)
-        _servers[kind] = _Server(kind, _AT_START if changed or kind == _COMMANDS else environment)
-    return _servers[kind]
+    key = (modules, *sorted(_read_at_start(environment).items())) if modules else ()
+    if key not in _servers:
+        _servers[key] = _Server(modules, environment if modules else _AT_START)
+    return _servers[key]
 
 
 @atexit.register

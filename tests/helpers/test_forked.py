@@ -29,7 +29,7 @@ def test_arguments_environment_folder_and_streams_are_its_own(tmp_path: Path) ->
 def test_a_variable_that_is_read_at_the_start_gives_a_new_process() -> None:
     words = [sys.executable, "-c", "import sys; print(sys.flags.utf8_mode)"]
     assert isinstance(start_process(words, stdout=subprocess.DEVNULL), Forked)
-    assert not forks(words, {**os.environ, "PYTHONUTF8": "1"})
+    assert not forks({**os.environ, "PYTHONUTF8": "1"})
     assert run_process(words, env={**os.environ, "PYTHONUTF8": "1"}, text=True).stdout == "1\n"
 
 

@@ -9,13 +9,14 @@ import ctypes
 import json
 import os
 import re
-import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+from tests.helpers.forked import run_process
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 TYPES = {"f16": 1, "q4_0": 2, "q8_0": 8}
@@ -57,17 +58,16 @@ class OracleError(AssertionError):
 
 
 def measure(jobs: Sequence[Job]) -> list[Measured]:
-    """All jobs in one subprocess, in order."""
+    """All jobs in one process, in order."""
     with tempfile.TemporaryDirectory(prefix="memory-") as folder:
         file, logs = Path(folder, "jobs.json"), Path(folder, "logs.jsonl")
         file.write_text(json.dumps([asdict(job) for job in jobs]))
-        done = subprocess.run(
+        done = run_process(
             [sys.executable, "-m", "tests.planning.llama_memory", str(file), str(logs)],
             cwd=REPOSITORY,
-            capture_output=True,
             text=True,
             env={**os.environ, "GGML_NO_BACKTRACE": "1"},
-            check=False,
+            modules=("llama_cpp", "gguf"),
         )
         records = [json.loads(line) for line in logs.read_text().splitlines()] if logs.exists() else []
         if done.returncode or len(records) != len(jobs):

@@ -5,7 +5,6 @@ A process of its own because llama.cpp aborts on metadata it does not like.
 
 import json
 import struct
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from pathlib import Path
 from quantkit.gguf import keyvalues
 from quantkit.gguf.keyvalues import KeyValue
 from quantkit.tokenizer import Vocabulary
+from tests.helpers.forked import run_process
 
 _HYPERPARAMETERS = [
     keyvalues.string("general.architecture", "llama"),
@@ -66,7 +66,7 @@ def llama_ids(vocabulary: Vocabulary, texts: Sequence[str], tmp: Path, *, add_sp
 def ids_of_files(paths: Sequence[Path], texts: Sequence[str], *, add_special: bool = False) -> list[list[list[int]]]:
     """llama.cpp's ids of each text for each file, by one process; fails with its log when it does not load one."""
     request = json.dumps({"paths": [str(path) for path in paths], "texts": list(texts), "add_special": add_special})
-    done = subprocess.run([sys.executable, "-c", _TOKENIZE], input=request, capture_output=True, text=True, check=False)
+    done = run_process([sys.executable, "-c", _TOKENIZE], input=request, text=True, modules=("llama_cpp",))
     assert done.returncode == 0, done.stderr[-2000:]
     answers: list[list[list[int]]] = json.loads(done.stdout)
     return answers
