@@ -41,7 +41,6 @@ NO_CLASS: dict[str, tuple[str, ...]] = {
     ),
     "code beside the checkpoint": (
         "BaiChuanForCausalLM",
-        "PLMForCausalLM",
         "BaichuanForCausalLM",
         "BailingMoeForCausalLM",
         "BailingMoeV2ForCausalLM",

@@ -200,12 +200,6 @@ def make_plamo3(model: Any) -> None:
         layer.post_feedforward_layernorm.weight.data += 1 / 5**1.5 - 1
 
 
-def take_gates_away(model: Any) -> None:
-    """DeepSeek-V2 as PLM: down(activation(up))."""
-    for layer in model.model.layers:
-        layer.mlp.forward = lambda x, mlp=layer.mlp: mlp.down_proj(mlp.act_fn(mlp.up_proj(x)))
-
-
 class InPlaceOfAttention(torch.nn.Module):
     """A linear (out, in) in place of a layer's attention, or nothing."""
 
