@@ -163,6 +163,8 @@ FAMILY = Family(
     no_effect=("decoder_start_token_id", "num_decoder_layers", "scale_decoder_outputs"),
     dimensions=dimensions,
     cautions=encoder_cautions,
-    traits=Traits(causal=False, encoder=True, positions="stated", relative_positions=True, layer_prefix="enc."),
+    traits=Traits(
+        causal=False, encoder=True, unused_cache=True, positions="stated", relative_positions=True, layer_prefix="enc."
+    ),
     token_roles=ROLES,
 )

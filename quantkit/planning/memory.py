@@ -163,8 +163,7 @@ def kv_of_layers(shape: ModelShape, context: Context) -> list[int]:
     sizes = [0] * shape.n_layer
     for number, layer in enumerate(shape.trunk):
         sizes[number] += state_bytes(shape, layer)
-        # llama.cpp makes a cache for T5's encoder, which does not use it
-        cached = not shape.traits.encoder or shape.traits.relative_positions
+        cached = not shape.traits.encoder or shape.traits.unused_cache
         if not cached or layer.shared_from is not None:
             continue
         if not layer.has_attention and (layer.n_head_kv or any(other.is_recurrent for other in shape.trunk)):

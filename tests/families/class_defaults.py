@@ -58,6 +58,7 @@ NO_CLASS: dict[str, tuple[str, ...]] = {
         "JinaBertForMaskedLM",
         "JinaBertModel",
         "KORMoForCausalLM",
+        "LlamaBidirectionalModel",
         "MaincoderForCausalLM",
         "MiniCPMForCausalLM",
         "OpenELMForCausalLM",

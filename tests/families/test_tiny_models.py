@@ -22,6 +22,7 @@ NO_WHOLE_FILE: dict[str, str] = {
     "EXAONE": "with transformers 4 the converter states another norm's epsilon, and llama.cpp does not load the file",
     "GLM": "the converter states the hidden size as the context, another epsilon and another base of rotation",
     "InternLM": "the converter no longer knows InternLM 1",
+    "Llama-Embed": "the converter does not state that attention is not causal, and llama.cpp masks later tokens",
     "Qwen": "the converter leaves the epsilon of the norms out, and llama.cpp does not load the file",
 }
 """Family -> why no file of llama.cpp's converter can be compared; the logits are."""

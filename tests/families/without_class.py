@@ -64,6 +64,9 @@ WITHOUT_CLASS = {
         "multi_query_group_num": 2,
         "padded_vocab_size": 65024,
     },
+    "llama-embed-nemotron-8b": of_size(
+        "llama-embed-llama3", 4096, 14336, 32, 32, head_dim=128, num_key_value_heads=8, vocab_size=128256
+    ),
     "DeepSeek-MoE 16B": of_size(
         *("deepseek-moe", 2048, 10944, 28, 16),
         num_key_value_heads=16,

@@ -66,6 +66,7 @@ def test_every_architecture_of_the_reference_is_compared() -> None:
         *("DeciLMForCausalLM", "JAISLMHeadModel", "OpenELMForCausalLM", "PLaMo3ForCausalLM", "Plamo3ForCausalLM"),
         *(
             "JinaBertModel",
+            "LlamaBidirectionalModel",
             "Rwkv7ForCausalLM",
             "YoutuVLForConditionalGeneration",
             "modeling_sarvam_moe.SarvamMoEForCausalLM",

@@ -12,6 +12,7 @@ class Traits:
         causal: tokens attend to earlier ones only; False for encoders whose files do not state it.
         plannable: quantkit knows the graph; False for most recurrent models and some encoders.
         encoder: the graph is an encoder's, without a cache; tensors show where its norms are.
+        unused_cache: llama.cpp makes a cache for the encoder, which does not use it.
         sliding_every: layers with a sliding window have a smaller cache; one layer in this many has no window.
         full_first: of these layers the first has no window, not the last.
         default_window: tokens of the window where the file has no key for it.
@@ -50,6 +51,7 @@ class Traits:
     causal: bool = True
     plannable: bool = True
     encoder: bool = False
+    unused_cache: bool = False
     sliding_every: int | None = None
     full_first: bool = False
     default_window: int = 0
