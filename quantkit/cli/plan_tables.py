@@ -19,7 +19,8 @@ def show_plan(plan: Plan, out: Out, *, ram_is_free: bool, vram_is_free: bool) ->
         sizes = f"up to {sizes} of it"
     gpu = f"{sizes} of GPU memory{f' free ({machine.gpu_name})' if vram_is_free and machine.gpu_name else ''}"
     out.say(f"room: {memory}, {gpu if machine.vram else 'no GPU'}")
-    cache = "no KV cache" if shape.traits.encoder else f"KV cache {context.kv_type}"
+    has_cache = not shape.traits.encoder or shape.traits.unused_cache
+    cache = f"KV cache {context.kv_type}" if has_cache else "no KV cache"
     settings = f"context {context.n_ctx}, {cache}, batch {context.n_ubatch}"
     out.say(f"with: {settings}, flash attention {'on' if context.flash_on else 'off'}")
     out.say("")
