@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from quantkit.cli.loading import begin_loading, end_loading
+from quantkit.cli.loading import loading
 from quantkit.cli.options import (
     AUTO,
     GPU_LAYERS,
@@ -139,11 +139,8 @@ def plan(
         stored_speeds=not no_stored_speeds,
     )
     # the plan of a large mixture makes a million objects without cycles; collections would take a third of its time
-    begin_loading()
-    try:
+    with loading():
         result = plan_model(source, options, offline=offline)
-    finally:
-        end_loading()
     out.document({"command": "plan", **result.document()})
     free = unified is None
     show_plan(result, out, ram_is_free=free and ram is None and not chosen_phone, vram_is_free=free and vram is None)
