@@ -95,7 +95,7 @@ def refuse_packed(tensors: Mapping[str, TensorInfo], where: str) -> None:
             raise UnsupportedError(
                 f"{where} is already quantized (it has packed weights, {shown(name)}); take the original checkpoint"
             )
-    empty = [name for name, tensor in tensors.items() if name.endswith("weight") and not tensor.n_params]
+    empty = [name for name, tensor in tensors.items() if not tensor.nbytes and name.endswith("weight")]
     if empty:
         raise CheckpointError(
             f"{len(empty)} of {len(tensors)} tensors of {where} are empty (such as {shown(empty[0])}), as DeepSpeed "

@@ -176,15 +176,15 @@ def _checked(name: str, entry: Any, file: str, start: int) -> TensorInfo:
 def _check_layout(tensors: Mapping[str, TensorInfo], file: str, start: int, file_size: int) -> None:
     position, before = start, ""
     for tensor in sorted(tensors.values(), key=lambda t: (t.offset, t.nbytes)):
-        name = shown(tensor.name)
         if tensor.offset < position:
             raise CheckpointError(
-                f"tensors {shown(before)} and {name} of {file} overlap at byte {tensor.offset}; download the file again"
+                f"tensors {shown(before)} and {shown(tensor.name)} of {file} overlap at byte {tensor.offset}; "
+                f"download the file again"
             )
         if tensor.offset > position:
             raise CheckpointError(
-                f"{file} has {tensor.offset - position} bytes before tensor {name} that belong to no tensor; "
-                f"download the file again"
+                f"{file} has {tensor.offset - position} bytes before tensor {shown(tensor.name)} that belong to no "
+                f"tensor; download the file again"
             )
         position, before = tensor.offset + tensor.nbytes, tensor.name
     if position > file_size:

@@ -86,7 +86,8 @@ def combine(
                 f"tensor {shown(tensor.name)} of {where} is in both {other.file} and {tensor.file}; download it again"
             )
     if weight_map is not None:
-        files_of = {name: tensor.file for name, tensor in tensors.items() if not is_module_file(tensor.file)}
+        listed = {file for file in headers if not is_module_file(file)}
+        files_of = {name: tensor.file for name, tensor in tensors.items() if tensor.file in listed}
         check_index(weight_map, files_of, chosen.index or "", where)
     if not tensors:
         raise CheckpointError(f"the weight files of {where} hold no tensors; download the checkpoint again")

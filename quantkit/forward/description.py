@@ -57,7 +57,7 @@ class FeedForward:
     @property
     def down_form(self) -> Form:
         """How `down` is stored."""
-        return replace(self.form, turned=self.form.turned != self.down_turned)
+        return replace(self.form, turned=not self.form.turned) if self.down_turned else self.form
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """The forward pass of a decoder or an encoder, from a checkpoint's tensors and config.json."""
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -129,9 +130,15 @@ class Decoder:
         """The prefix of the tensor names of layer `number`."""
         return self.base + self.architecture.layer.format(number)
 
+    @cached_property
+    def _around_number(self) -> tuple[str, str]:
+        """What is before the number of a layer in its tensors' names, and after it."""
+        before, after = (self.base + self.architecture.layer).split("{}")
+        return before, after
+
     def layer_of(self, name: str) -> int | None:
         """The layer of a tensor name, None outside the layers."""
-        before, after = (self.base + self.architecture.layer).split("{}")
+        before, after = self._around_number
         number = name.removeprefix(before).split(after)[0] if name.startswith(before) else ""
         # layers beyond the decoder's own predict a later token, and the forward does not run them
         return int(number) if number.isdecimal() and int(number) < self.n_layers else None

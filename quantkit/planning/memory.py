@@ -6,6 +6,7 @@ equal what llama.cpp logs; the overhead constants are what a process takes besid
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 
 from quantkit.gguf.types import row_bytes
 from quantkit.planning.allocator import graph_memory
@@ -160,6 +161,11 @@ def kv_of_layers(shape: ModelShape, context: Context) -> list[int]:
     Sources: the constructors of llama_kv_cache and llama_memory_recurrent, for one sequence.
     """
     kind = context.kv_cache
+
+    @cache
+    def row(keys: int, values: int) -> int:
+        return sum(row_bytes(kind, width) for width in (keys, values) if width)
+
     sizes = [0] * shape.n_layer
     for number, layer in enumerate(shape.trunk):
         sizes[number] += state_bytes(shape, layer)
@@ -172,9 +178,7 @@ def kv_of_layers(shape: ModelShape, context: Context) -> list[int]:
         # without flash attention values are transposed, and every layer is as large as the widest, even one without
         # attention in a model that has no states
         values = layer.n_head_kv * layer.head_v if context.flash_on else shape.widest_values
-        keys = layer.n_head_kv * layer.head_k
-        row = sum(row_bytes(kind, width) for width in (keys, values) if width)
-        sizes[number] += row * cells
+        sizes[number] += row(layer.n_head_kv * layer.head_k, values) * cells
         if layer.has("indexer.attn_k.weight"):
             sizes[number] += row_bytes(kind, shape.index_width) * cells
     return sizes

@@ -64,7 +64,8 @@ class Tensor:
         """Bytes from the first element to the last, with the gaps between them (ggml_nbytes)."""
         if not all(self.shape):
             return 0
-        return int(self.size + sum((n - 1) * step for n, step in zip(self.shape, self.stride, strict=True)))
+        (a, b, c, d), (step_a, step_b, step_c, step_d) = self.shape, self.stride
+        return int(self.size + ((a - 1) * step_a + (b - 1) * step_b + (c - 1) * step_c + (d - 1) * step_d))
 
     def same_layout(self, other: "Tensor") -> bool:
         """Whether shape, element size and strides are equal."""
