@@ -7,8 +7,8 @@ active one. Then it corrects all streams by the difference between the result an
 from dataclasses import dataclass
 
 from quantkit.forward.arrays import Array, namespace
-from quantkit.forward.attention import Layer
 from quantkit.forward.description import AltUp
+from quantkit.forward.layer import Layer
 from quantkit.forward.parts import Norm
 from quantkit.forward.weights import Weights, f32
 

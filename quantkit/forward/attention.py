@@ -1,7 +1,6 @@
 """Self-attention of any described architecture."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any
 
@@ -13,57 +12,14 @@ from quantkit.forward.arrays import Array, device, empty, namespace, place
 from quantkit.forward.chunks import softplus
 from quantkit.forward.config_keys import Config, given, head_dim
 from quantkit.forward.indexer import excluded_keys
+from quantkit.forward.layer import Context, Layer
 from quantkit.forward.mixers import Attention, Indexer
-from quantkit.forward.parts import Norm
 from quantkit.forward.rope import rope_frequencies
-from quantkit.forward.weights import Weights
 
 # DeepSeek's norms within attention do not take config.json's epsilon.
 _LATENT_EPS = 1e-6
 # Queries per softmax step. Small steps compute few masked scores and stay in the CPU's cache; a GPU needs large steps.
 _ROWS, _ROWS_OF_TENSORS = 64, 512
-
-
-@dataclass(frozen=True)
-class Layer:
-    """A layer of a model; its tensor names begin with `at`."""
-
-    weights: Weights
-    config: Config
-    number: int
-    at: str
-    eps: float
-
-    def vector(self, name: str, x: Array) -> Array:
-        """The tensor of that name, flat, on the device of x."""
-        values: Array = place(self.weights.vector(name), device(x))
-        return values
-
-    def norm(self, name: str, x: Array, norm: Norm, eps: float | None = None) -> Array:
-        """x after the norm `name` of the layer, with its weight and bias if it has them."""
-        bias = name + ".bias"
-        return normalise(
-            x,
-            self.vector(name + ".weight", x) if norm.weighted else None,
-            self.vector(bias, x) if self.weights.has(bias) else None,
-            norm,
-            self.eps if eps is None else eps,
-        )
-
-
-@dataclass(frozen=True)
-class Context:
-    """A sequence beside its hidden states: its token ids, and what layers leave for later ones.
-
-    `shared`: keys and values (heads, n, head_dim) by the number of the layer that computed them; a layer adds its own
-    if its number is in `sources`. `excluded`: by the number of the last layer with an indexer, its choice (see
-    `excluded_keys`).
-    """
-
-    tokens: Sequence[int] = ()
-    sources: frozenset[int] = frozenset()
-    shared: dict[int, tuple[Array, Array]] = field(default_factory=dict)
-    excluded: dict[int, Array | None] = field(default_factory=dict)
 
 
 def attend(part: Attention, layer: Layer, x: Array, context: Context) -> Array:

@@ -15,9 +15,9 @@ import numpy as np
 
 from quantkit.forward.arithmetic import activation, sigmoid
 from quantkit.forward.arrays import Array, device, namespace, place
-from quantkit.forward.attention import Layer
 from quantkit.forward.chunks import Decays, recurrence, softplus
 from quantkit.forward.config_keys import Config
+from quantkit.forward.layer import Layer
 from quantkit.forward.mixers import DeltaNet
 from quantkit.forward.parts import Norm
 from quantkit.forward.short_convolution import convolved

@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from quantkit.forward.arithmetic import activation, sigmoid, softmax, xielu
 from quantkit.forward.arrays import Array, ascending, device, namespace, place, taken
-from quantkit.forward.attention import Layer
 from quantkit.forward.config_keys import given
 from quantkit.forward.description import Experts, FeedForward
+from quantkit.forward.layer import Layer
 
 _GATE_SLOPE = 1.702
 

@@ -10,11 +10,12 @@ from numpy.typing import NDArray
 from quantkit.forward.altup import Streams, merged, spread, stream
 from quantkit.forward.arithmetic import softcapped
 from quantkit.forward.arrays import namespace
-from quantkit.forward.attention import Context, Layer, attend
+from quantkit.forward.attention import attend
 from quantkit.forward.config_keys import given, head_dim
 from quantkit.forward.delta_net import delta_net
 from quantkit.forward.description import AltUp, Architecture, Laurel
 from quantkit.forward.feed_forward import feed_forward, mixture, route
+from quantkit.forward.layer import Context, Layer
 from quantkit.forward.layer_inputs import add_layer_input, gated_input
 from quantkit.forward.mamba import mamba
 from quantkit.forward.mamba2 import mamba2

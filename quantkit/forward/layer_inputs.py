@@ -7,9 +7,9 @@ import numpy as np
 
 from quantkit.forward.arithmetic import activation
 from quantkit.forward.arrays import Array, device, namespace, place
-from quantkit.forward.attention import Layer
 from quantkit.forward.config_keys import given
 from quantkit.forward.description import Architecture, LayerInputs
+from quantkit.forward.layer import Layer
 from quantkit.forward.weights import f32
 
 

@@ -7,8 +7,8 @@ Each channel has a value x, keys B, queries C, a time step d > 0 and decay rates
 
 from quantkit.forward.arithmetic import activation
 from quantkit.forward.arrays import Array, empty, namespace
-from quantkit.forward.attention import Layer
 from quantkit.forward.chunks import softplus
+from quantkit.forward.layer import Layer
 from quantkit.forward.mixers import Mamba
 from quantkit.forward.short_convolution import convolved
 

@@ -1,7 +1,7 @@
 """The causal depthwise convolution of recurrent layers, and LFM2's gated short convolution in place of attention."""
 
 from quantkit.forward.arrays import Array
-from quantkit.forward.attention import Layer
+from quantkit.forward.layer import Layer
 from quantkit.forward.mixers import ShortConvolution
 
 

@@ -11,7 +11,7 @@ import math
 
 from quantkit.forward.arithmetic import activation, normalise, sigmoid
 from quantkit.forward.arrays import Array, empty, namespace
-from quantkit.forward.attention import Context, Layer
+from quantkit.forward.layer import Context, Layer
 from quantkit.forward.mixers import ChannelMix, Goose, TimeMix
 from quantkit.forward.parts import Form, Norm
 

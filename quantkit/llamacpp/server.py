@@ -20,8 +20,9 @@ from quantkit.errors import MissingExtraError, QuantkitError, UsageError
 from quantkit.system.python import StrEnum, module_command
 
 if TYPE_CHECKING:
-    from quantkit.llamacpp.conversation import Loading, Sampling
+    from quantkit.llamacpp.conversation import Loading
     from quantkit.llamacpp.draft_choice import Draft
+    from quantkit.llamacpp.sampling import Sampling
 
 PROGRAM = "QUANTKIT_LLAMA_SERVER"
 """The environment variable that names llama-server."""

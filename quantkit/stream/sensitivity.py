@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from quantkit.errors import CalibrationError
 from quantkit.families.base.native import Source
-from quantkit.forward.attention import Context
 from quantkit.forward.forward import Decoder
+from quantkit.forward.layer import Context
 from quantkit.forward.layer_linears import layer_linears
 from quantkit.forward.weights import Array, f32
 from quantkit.stream.layer import LayerWeights, names_outside_experts

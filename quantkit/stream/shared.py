@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from quantkit.forward.arrays import Array, fetch, place
-from quantkit.forward.attention import Context
 from quantkit.forward.forward import Decoder
+from quantkit.forward.layer import Context
 from quantkit.stream.states import States
 
 

@@ -16,8 +16,8 @@ from quantkit.errors import CalibrationError
 from quantkit.families.base.native import Source
 from quantkit.forward.allocator import keep_freed_memory
 from quantkit.forward.arrays import Array, device, fetch, namespace, place
-from quantkit.forward.attention import Context
 from quantkit.forward.feed_forward import expert_count, expert_part, feed_forward, shared
+from quantkit.forward.layer import Context
 from quantkit.forward.layer_linears import layer_linears
 from quantkit.forward.linears import LayerLinears
 from quantkit.machine import release_freed_memory

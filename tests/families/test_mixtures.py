@@ -11,8 +11,8 @@ from quantkit.checkpoint import open_checkpoint
 from quantkit.errors import CheckpointError, QuantkitError, UnsupportedError
 from quantkit.families import find_family
 from quantkit.families.base.native import Native
-from quantkit.forward.attention import Context as Sequence
 from quantkit.forward.attention import attend
+from quantkit.forward.layer import Context as Sequence
 from quantkit.planning.context import Context
 from quantkit.planning.memory import plan_memory
 from tests.families.expected import expected, write_checkpoint

@@ -5,7 +5,8 @@ import pytest
 
 from quantkit.families import reference_logits
 from quantkit.forward import attention
-from quantkit.forward.attention import Context, Layer, attend
+from quantkit.forward.attention import attend
+from quantkit.forward.layer import Context, Layer
 from quantkit.forward.mixers import Attention
 from quantkit.forward.weights import Weights
 from tests.families.models import TOKENS

@@ -10,7 +10,7 @@ import pytest
 
 from quantkit.checkpoint import open_checkpoint
 from quantkit.families.base.native import Native
-from quantkit.forward.attention import Context
+from quantkit.forward.layer import Context
 from quantkit.outputs.packed_folders import all_layers
 from quantkit.quant.grid import Grid
 from quantkit.quant.rounding import round_to_nearest

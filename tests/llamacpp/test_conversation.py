@@ -9,7 +9,8 @@ from tokenizers import Tokenizer
 
 from quantkit.errors import QuantkitError
 from quantkit.gguf.reader import read_header
-from quantkit.llamacpp.conversation import CONTEXT, Conversation, Loading, Sampling, converse
+from quantkit.llamacpp.conversation import CONTEXT, Conversation, Loading, converse
+from quantkit.llamacpp.sampling import Sampling
 from quantkit.llamacpp.session import logits, vocab_token_ids
 from tests.families.expected import write_checkpoint
 from tests.helpers.command import quantkit

@@ -1,8 +1,7 @@
 """The linears of AWQ and GPTQ checkpoints, ours or another tool's.
 
-The code follows the formats' descriptions and shares nothing with `packing`, so that each checks the other. Value k of
-a row of words is at bit k * bits of the row; bit 0 is the lowest bit of the first word. AWQ in 4 bit has a table for
-the order within a word.
+The code follows the formats' descriptions and shares nothing with `packing`, so that each checks the other.
+AWQ in 4 bit has a table for the order within a word.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,6 +22,7 @@ from quantkit.checkpoint.quantized.scheme import (
     compiled,
     require_finite,
 )
+from quantkit.checkpoint.quantized.words import integers_of
 from quantkit.checkpoint.tensor import TensorInfo
 from quantkit.errors import CheckpointError, UnsupportedError
 
@@ -91,7 +91,7 @@ class AwqGptqScheme(Scheme):
             q = np.ascontiguousarray(_along_outputs(words["qweight"], outputs, self).T)
         else:
             columns = np.ascontiguousarray(words["qweight"][:, outputs[0] : outputs[-1] + 1].T)
-            q = _values(columns, np.arange(linear.n_in), self.bits)
+            q = integers_of(columns, np.arange(linear.n_in), self.bits)
         return Integers(q, zeros.T, words["scales"][:, outputs].T, words.get("g_idx"))
 
     def dequantized(self, stored: StoredTensors, linear: PackedLinear, start: int, stop: int) -> Array:
@@ -178,8 +178,8 @@ class AwqGemvScheme(Scheme):
         words, zeros = (stored.stored_rows(f"{linear.name}.{part}", start, stop) for part in _PARTS[:2])
         scales = stored.stored_rows(f"{linear.name}.scales", start, stop)[:, : linear.n_groups].astype(np.float32)
         require_finite(scales, f"{linear.name}.scales", stored.where)
-        matrix = _values(words.view(np.uint32), np.arange(linear.n_in), self.bits).astype(np.float32)
-        zero = _values(zeros.view(np.uint32), np.arange(linear.n_groups), self.bits).astype(np.float32)
+        matrix = integers_of(words.view(np.uint32), np.arange(linear.n_in), self.bits).astype(np.float32)
+        zero = integers_of(zeros.view(np.uint32), np.arange(linear.n_groups), self.bits).astype(np.float32)
         by_group = matrix.reshape(len(matrix), linear.n_groups, -1)
         by_group -= zero[:, :, None]
         by_group *= scales[:, :, None]
@@ -286,28 +286,4 @@ def _inputs(g_idx: TensorInfo | None, qweight: TensorInfo, scheme: AwqGptqScheme
 def _along_outputs(words: NDArray[np.uint32], outputs: NDArray[np.int64], scheme: AwqGptqScheme) -> NDArray[np.uint8]:
     """The values of adjacent `outputs` in rows of words that are packed along the outputs: (rows, len(outputs))."""
     shifts = 4 * _AWQ_NIBBLE if scheme.method == "awq" and scheme.bits == 4 else None
-    return _values(words, outputs, scheme.bits, shifts)
-
-
-def _values(
-    words: NDArray[np.uint32], numbers: NDArray[np.int64], bits: int, shifts: NDArray[np.int64] | None = None
-) -> NDArray[np.uint8]:
-    """The integers with these adjacent numbers in each row of words: (rows, len(numbers)).
-
-    `shifts`: the bit offsets of a word's integers, if they are not in order.
-    """
-    mask = np.uint32((1 << bits) - 1)
-    if 32 % bits == 0:
-        shifts = np.arange(0, 32, bits) if shifts is None else shifts
-        first, last = numbers[0] // len(shifts), numbers[-1] // len(shifts) + 1
-        values = words[:, first:last, None] >> shifts.astype(np.uint32)
-        values &= mask
-        start = numbers[0] - first * len(shifts)
-        return values.astype(np.uint8).reshape(len(words), -1)[:, start : start + len(numbers)]
-    at = numbers * bits
-    word, shift = at // 32, (at % 32).astype(np.uint32)
-    values = words[:, word] >> shift
-    beyond = np.flatnonzero(at % 32 + bits > 32)
-    if len(beyond):
-        values[:, beyond] |= words[:, word[beyond] + 1] << (np.uint32(32) - shift[beyond])
-    return (values & mask).astype(np.uint8)
+    return integers_of(words, outputs, scheme.bits, shifts)
