@@ -174,23 +174,8 @@ def check_logits(
                 if too_old is None or isinstance(error, MissingExtraError | PassingError):
                     raise
                 raise NoSourceLogits(too_old) from error
-        if not np.isfinite(values).all():
-            raise VerificationError(f"{output.label} gives {values_of} that are not finite")
-        by_position = correlations(values, expected)
-        correlation, median = float(by_position.mean()), float(np.median(by_position))
-        floor = logit_floor(output)
-        if not correlation >= floor:
-            raise VerificationError(
-                f"the {values_of} of {output.label} have a correlation of {correlation:.3f} with the source's, below"
-                f" {floor}"
-            )
-        if narrowest_bits(output) >= 16 and not median >= MEDIAN_FLOOR:
-            raise VerificationError(
-                f"the {values_of} of {output.label} have a median correlation of {median:.4f} with the source's, below"
-                f" {MEDIAN_FLOOR}; rounding of floats does not explain that"
-            )
-        compared.append(correlation)
-        return f"finite, correlation {correlation:.4f} with the source's over {len(tokens)} tokens"
+        compared.append(_correlation(output, values, expected, values_of))
+        return f"finite, correlation {compared[0]:.4f} with the source's over {len(tokens)} tokens"
 
     try:
         return guard(name, compare), next(iter(compared), None)
@@ -198,6 +183,32 @@ def check_logits(
         return Check(name, "skipped", str(error)), None
     except (LookupError, TypeError, ValueError, ArithmeticError) as error:
         return Check(name, "skipped", not_compared(error)), None
+
+
+def _correlation(
+    output: GgufOutput, values: NDArray[np.float32], expected: NDArray[np.float32], values_of: str
+) -> float:
+    """Mean correlation, over the tokens, of an output's values (tokens, width) with the source's.
+
+    Raises:
+        VerificationError: a value is not finite, or the correlation is below the floor of the output's types.
+    """
+    if not np.isfinite(values).all():
+        raise VerificationError(f"{output.label} gives {values_of} that are not finite")
+    by_position = correlations(values, expected)
+    correlation, median = float(by_position.mean()), float(np.median(by_position))
+    floor = logit_floor(output)
+    if not correlation >= floor:
+        raise VerificationError(
+            f"the {values_of} of {output.label} have a correlation of {correlation:.3f} with the source's, below"
+            f" {floor}"
+        )
+    if narrowest_bits(output) >= 16 and not median >= MEDIAN_FLOOR:
+        raise VerificationError(
+            f"the {values_of} of {output.label} have a median correlation of {median:.4f} with the source's, below"
+            f" {MEDIAN_FLOOR}; rounding of floats does not explain that"
+        )
+    return correlation
 
 
 def _loads_vocabulary(plan: GgufPlan, output: GgufOutput) -> bool:
