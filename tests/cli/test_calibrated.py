@@ -156,7 +156,7 @@ def test_propagating_what_is_quantized_gives_other_weights(
 
 def test_the_gguf_part_is_what_the_importance_matrix_written_and_read_gives(here: Here, tmp_path: Path) -> None:
     """`quantkit imatrix` and `quantkit gguf --imatrix` are held against llama.cpp's own tools elsewhere."""
-    source = tiny_llama(tmp_path / "model", variant="mixtral")
+    source = tiny_llama(tmp_path / "model", variant="mixtral", intermediate=256)
     assert here("convert", source, "-t", "awq", "-t", "q2_k", *SMALL, "-o", tmp_path / "a", "--no-logits").code == 0
     assert here("imatrix", source, *SMALL[:5], "-o", tmp_path / "imatrix.gguf").code == 0
     answer = here(
