@@ -131,11 +131,11 @@ DIST_TIME = $(or $(SOURCE_DATE_EPOCH),$(shell git log -1 --format=%ct))
 
 dist:
 	rm -rf dist
-	test -x .cache/dist/bin/twine || { $(PYTHON) -m venv .cache/dist && .cache/dist/bin/pip install -q build twine cyclonedx-bom; }
+	.cache/dist/bin/python -c "import build, cyclonedx_py, twine" 2>/dev/null || { $(PYTHON) -m venv .cache/dist && .cache/dist/bin/pip install -q build twine cyclonedx-bom; }
 	SOURCE_DATE_EPOCH=$(DIST_TIME) .cache/dist/bin/python -m build
-	.cache/dist/bin/twine check --strict dist/*
+	.cache/dist/bin/python -m twine check --strict dist/*
 	$(PYTHON) -m venv --clear .cache/installed && .cache/installed/bin/pip install -q dist/*.whl
-	.cache/dist/bin/cyclonedx-py environment --output-reproducible --of JSON -o dist/sbom.cdx.json .cache/installed/bin/python
+	.cache/dist/bin/python -m cyclonedx_py environment --output-reproducible --of JSON -o dist/sbom.cdx.json .cache/installed/bin/python
 
 # The tools of the tests come from the checkout's environment, where quantkit itself is only a link to the sources.
 INSTALLED := .cache/installed-tests
