@@ -15,9 +15,9 @@ from quantkit.errors import UnsupportedError
 from quantkit.families.base.family import Canonical, Family, Key, Rule, Take
 from quantkit.families.base.hyperparameters import Hyperparameters
 from quantkit.families.base.keys import base_keys
-from quantkit.families.base.mapping import interleave_rotary_rows
 from quantkit.families.base.native_config import as_llama
 from quantkit.families.base.refusals import SILU, only
+from quantkit.families.base.rotary import interleave_rotary_rows
 from quantkit.families.base.traits import Traits
 from quantkit.families.llama import ENDS, MLP
 

@@ -14,8 +14,8 @@ from quantkit.families.base.experts import expert_dimensions, expert_rules, expe
 from quantkit.families.base.family import Family, Key, Rule, Take
 from quantkit.families.base.hyperparameters import Hyperparameters, size
 from quantkit.families.base.keys import base_keys
-from quantkit.families.base.mapping import interleave_rotary_rows
 from quantkit.families.base.refusals import only
+from quantkit.families.base.rotary import interleave_rotary_rows
 from quantkit.families.qwen2 import NORMS, ROPE_KINDS
 from quantkit.forward.description import Architecture, Experts, FeedForward
 from quantkit.forward.mixers import Attention

@@ -11,9 +11,9 @@ import numpy as np
 from quantkit.families.base.family import Canonical, Family, Rule, Take
 from quantkit.families.base.hyperparameters import Hyperparameters
 from quantkit.families.base.keys import base_keys
-from quantkit.families.base.mapping import interleave_rotary_rows
 from quantkit.families.base.native_config import as_llama
 from quantkit.families.base.refusals import SILU, only
+from quantkit.families.base.rotary import interleave_rotary_rows
 from quantkit.tokenizer.roles import SpacePrefix, TokenRoles
 
 _ROLES: dict[str, slice | int] = {"q": slice(None, -2), "k": -2, "v": -1}

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from quantkit.checkpoint import Checkpoint
 from quantkit.errors import MeasureError
 from quantkit.families import find_family, map_tensors, read_mapped
-from quantkit.families.base.mapping import MappedTensor
+from quantkit.families.base.mapped import MappedTensor
 from quantkit.measurement.folder_sources import Dequantized, open_source
 from quantkit.outputs.gguf_source import model_from_gguf
 from quantkit.outputs.model import ModelTensor, widen

@@ -21,7 +21,7 @@ from quantkit.checkpoint.sources import parse_source
 from quantkit.errors import CheckpointError, UnsupportedError
 from quantkit.families import Family, find_family, map_tensors
 from quantkit.families.base.hyperparameters import Hyperparameters
-from quantkit.families.base.mapping import MappedTensor
+from quantkit.families.base.mapped import MappedTensor
 from quantkit.families.base.output_head import resolve_output_head
 from quantkit.families.base.reading import read_in_order
 from quantkit.families.base.registry import complete_architecture

@@ -7,7 +7,7 @@ import pytest
 
 from quantkit.errors import CheckpointError, UnsupportedError
 from quantkit.families import all_families, find_family, map_tensors, read_hyperparameters
-from quantkit.families.base.mapping import interleave_rotary_rows
+from quantkit.families.base.rotary import interleave_rotary_rows
 from quantkit.families.llama import llama3_rope_factors
 
 CONFIG = {

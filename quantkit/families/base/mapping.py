@@ -3,66 +3,25 @@
 import difflib
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from quantkit.errors import CheckpointError, UnsupportedError
-from quantkit.families.base.family import Adjust, Dropped, Factor, Family, Rule, Take
+from quantkit.families.base.family import Dropped, Family, Rule, Take
 from quantkit.families.base.fused import rows
 from quantkit.families.base.hyperparameters import Hyperparameters
+from quantkit.families.base.mapped import MXFP4_BLOCK, MappedTensor, Part
 from quantkit.families.base.multimodal import without_images
 from quantkit.families.base.projector import Projector, Tower
+from quantkit.families.base.rotary import interleave_rotary_rows
 
 # Buffers that old checkpoints carry and every runtime recomputes.
 _BUFFERS = Dropped(r".*\.(rotary_emb\.inv_freq|attention\.masked_bias|attention\.bias|attn\.masked_bias|attn\.bias)")
-MXFP4_BLOCK = 32
 # Placeholders of a source name over which tensors are stacked, and the size that counts them.
 _FIRST = dict.fromkeys(("layer", "draft", "expert", "head", "kv_head", "stream"), 0)
 _STACKED = {"expert": "n_expert", "head": "n_head", "kv_head": "n_head_kv", "stream": "n_stream"}
-
-
-_WHOLE = Take()
-
-
-@dataclass(frozen=True)
-class Part:
-    """A source tensor and the matrix to cut from it. `scales`: the tensor with the scales of its MXFP4 blocks."""
-
-    source: str
-    take: Take = _WHOLE
-    scales: str | None = None
-
-
-@dataclass(frozen=True)
-class MappedTensor:
-    """A tensor of the GGUF: `parts` stacked along a new first axis, or `values` computed.
-
-    `shape` is in numpy order. Rows may be taken in steps of `row_step`: within a step the order of rows is closed.
-    `cut_shape`: the shape of what the parts give where `shape` divides the same elements otherwise. `factors` multiply
-    the rows in float32, one after the other: numbers, or one number a row.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    parts: tuple[Part, ...] = ()
-    values: NDArray[np.float32] | None = None
-    row_step: int = 1
-    adjust: Adjust | None = None
-    cut_shape: tuple[int, ...] | None = None
-    factors: tuple[Factor, ...] = ()
-
-    @property
-    def part_rows(self) -> int:
-        """Rows of each part."""
-        return int(np.prod(self.shape[:-1], dtype=np.int64)) // max(len(self.parts), 1)
-
-    @property
-    def is_mxfp4(self) -> bool:
-        """Whether the tensor is stored in MXFP4 blocks, which are copied."""
-        return bool(self.parts) and self.parts[0].scales is not None
 
 
 class Shaped(Protocol):
@@ -354,12 +313,3 @@ def _cut_shape(shape: tuple[int, ...], take: Take) -> tuple[int, ...]:
         return (*shape[:-1], n_columns)
     n_rows = len(take.rows)
     return (n_columns, n_rows) if take.transposed else (n_rows, n_columns)
-
-
-def interleave_rotary_rows(n_head: int, n_rows: int) -> NDArray[np.int64]:
-    """Row order from half-split rotary pairs (i, i + d/2) to neighbours (2i, 2i + 1), head by head.
-
-    Returns int64 (n_rows,): row r of the result is row `order[r]` of the source. llama.cpp's converter calls this
-    `permute`; its "norm" rope rotates neighbouring values, transformers rotates halves.
-    """
-    return np.arange(n_rows, dtype=np.int64).reshape(n_head, 2, -1).swapaxes(1, 2).reshape(-1)

@@ -12,7 +12,7 @@ from quantkit.checkpoint import Checkpoint
 from quantkit.errors import UnsupportedError
 from quantkit.families import MappedTensor, canonical_checkpoint, find_architecture, find_family, read_mapped
 from quantkit.families.base.family import Take
-from quantkit.families.base.mapping import Part
+from quantkit.families.base.mapped import Part
 from quantkit.forward.config_keys import given
 from quantkit.forward.description import Architecture, Experts
 from quantkit.forward.forward import Decoder

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from quantkit.families.base.mapping import MXFP4_BLOCK, MappedTensor, Part
+from quantkit.families.base.mapped import MXFP4_BLOCK, MappedTensor, Part
 
 ReadRows = Callable[[str, int, int], NDArray[Any]]
 
