@@ -148,6 +148,11 @@ class Checkpoint:
         """The tensors as they are stored, the parts of quantized linears too."""
         return self._stored.tensors
 
+    @property
+    def tensors_in_files(self) -> Mapping[str, TensorInfo]:
+        """The tensors under their names in the weight files, with the prefixes of wrappers."""
+        return self._weights.tensors
+
     def require_shapes(self) -> None:
         """Raise UnsupportedError if only headers came, and the shapes of quantized weights are in the data."""
         if self.quantized is not None and not self.quantized.has_shapes:

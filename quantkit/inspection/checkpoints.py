@@ -1,6 +1,6 @@
 """A Hugging Face checkpoint, in a folder or on the hub, described from config.json, tokenizer files and headers."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -51,26 +51,35 @@ def describe_checkpoint_folder(folder: Path, source: str) -> Description:
     config = parse_object(read_small_file(folder, "config.json", source), f"config.json of {source}")
     contents = _Contents(folder.resolve().name, folder, config, [], [])
     try:
+        opened = open_model(str(folder), any_architecture=True)
+    except QuantkitError as error:
+        _read_headers(contents, source)
+        contents.notes.append(str(error))
+        return _describe(contents, source)
+    with opened:
+        contents.tensors = list(opened.tensors_in_files.values())
+        contents.files = _files(folder, {tensor.file for tensor in contents.tensors})
+        contents.opened, contents.name, contents.revision = opened, opened.name, opened.revision
+        contents.config = opened.config
+        contents.notes += opened.notes
+        return _describe(contents, source)
+
+
+def _read_headers(contents: _Contents, source: str) -> None:
+    """The tensors and files of a checkpoint in a folder that cannot be opened as a model. Raises CheckpointError."""
+    folder = contents.folder
+    try:
         weights = open_weights(folder, source)
         weights.close()
         contents.tensors = list(weights.tensors.values())
-        names = sorted({tensor.file for tensor in contents.tensors})
+        contents.files = _files(folder, {tensor.file for tensor in contents.tensors})
     except MissingExtraError as error:
         contents.notes.append(str(error))
-        names = list(choose_weights([path.name for path in folder.iterdir()], source).files)
-    contents.files = [File(name, (folder / name).stat().st_size) for name in names]
-    try:
-        contents.opened = open_model(str(folder), any_architecture=True)
-        contents.name, contents.revision = contents.opened.name, contents.opened.revision
-        contents.config = contents.opened.config
-        contents.notes += contents.opened.notes
-    except QuantkitError as error:
-        contents.notes.append(str(error))
-    try:
-        return _describe(contents, source)
-    finally:
-        if contents.opened is not None:
-            contents.opened.close()
+        contents.files = _files(folder, choose_weights([path.name for path in folder.iterdir()], source).files)
+
+
+def _files(folder: Path, names: Iterable[str]) -> list[File]:
+    return [File(name, (folder / name).stat().st_size) for name in sorted(names)]
 
 
 def describe_hub_checkpoint(source: str, *, offline: bool = False) -> Description:
