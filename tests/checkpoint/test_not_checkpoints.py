@@ -90,6 +90,7 @@ def test_a_file_without_permission_says_how_to_allow_it() -> None:
 def test_wrong_permissions_of_any_file_are_named(tmp_path: Path, file: str, monkeypatch: pytest.MonkeyPatch) -> None:
     import io
     import os
+    import pathlib
 
     (single(tmp_path) / "tokenizer.json").write_text("{}")
     open_fd, open_file = os.open, io.open
@@ -108,5 +109,8 @@ def test_wrong_permissions_of_any_file_are_named(tmp_path: Path, file: str, monk
 
     monkeypatch.setattr(os, "open", os_open)
     monkeypatch.setattr(io, "open", io_open)
+    # pathlib of Python 3.10 keeps the function that it found when it was imported
+    if accessor := getattr(pathlib, "_NormalAccessor", None):
+        monkeypatch.setattr(accessor, "open", staticmethod(io_open))
     message = refusal(tmp_path, CheckpointError)
     assert file in message and "chmod u+r" in message
