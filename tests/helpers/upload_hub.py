@@ -132,13 +132,15 @@ def _handler(hub: UploadHub) -> type[BaseHTTPRequestHandler]:
             path = unquote(urlsplit(self.path).path)
             hub.requests.append(f"{self.command} {path}")
             try:
+                # read even if it is refused: unread bytes make the system reset the connection, and the answer is lost
+                body = b"" if self.command == "PUT" else self._body()
                 for part, status, message in hub.refuse:
                     if part in path:
                         raise Refused(status, message)
                 if self.command == "PUT":
                     self._put(path)
                 else:
-                    self._answer(200, self._route(path, self._body()))
+                    self._answer(200, self._route(path, body))
             except Refused as refused:
                 body = json.dumps({"error": refused.message}).encode()
                 if path == "/api/validate-yaml":
