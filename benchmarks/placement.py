@@ -158,11 +158,14 @@ class Bench(Lines):
             cpu_moe=fit.cpu_moe,
             kv_on_gpu=fit.memory.context.kv_on_gpu,
         )
-        placements = [chosen, *(replace(options, gpu_layers=count) for count in counts)]
-        ours, *others = self.seconds(model, placements)
+        whole = [replace(options, gpu_layers=count) for count in counts]
+        # a placement that is measured twice differs from itself by several per cent
+        others = self.seconds(model, whole if chosen in whole else [*whole, chosen])
+        ours = others[whole.index(chosen)] if chosen in whole else others.pop()
         best = min(others)
         self.raw[f"{name} -ngl"] = {str(count): 1 / seconds for count, seconds in zip(counts, others, strict=True)}
         label = f"-ngl {fit.gpu_layers}" + (f" --n-cpu-moe {fit.cpu_moe}" if fit.cpu_moe else "")
+        label += "" if chosen.kv_on_gpu else " --no-kv-offload"
         self.add(Target(f"the plan's placement, {label}", name, 1 / ours, "tokens/s"))
         self.add(
             Target(f"the best -ngl of 0 to {counts[-1]}: {counts[others.index(best)]}", name, 1 / best, "tokens/s")
@@ -218,9 +221,10 @@ def main() -> None:
                 mixture = converted(smollm2_moe(), "q4_0")
                 bench.estimates("SmolLM2 4x135M q4_0", mixture, usual, spread=arguments.spread)
         if "best" in wanted:
-            mixture = converted(smollm2_moe(), "q8_0")
+            # of a type that computing limits: one thread reads q8_0 as fast as two, and every placement is alike
+            mixture = converted(smollm2_moe(), "q5_1")
             with rpc().serving(len(os.sched_getaffinity(0)), spinning=True) as endpoint:
-                bench.best_placement("SmolLM2 4x135M q8_0", mixture, LoadOptions(rpc=[endpoint], n_threads=1))
+                bench.best_placement("SmolLM2 4x135M q5_1", mixture, LoadOptions(rpc=[endpoint], n_threads=1))
     finally:
         shutil.rmtree(_FOLDER, ignore_errors=True)
         print("\n".join(bench.verdicts))
