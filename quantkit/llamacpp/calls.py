@@ -159,6 +159,22 @@ def decode(context: Any, tokens: list[int], first_scored: int, n_vocab: int) -> 
     return np.ctypeslib.as_array(llama.llama_get_logits(context), (len(tokens) - first_scored, n_vocab))
 
 
+def evaluate_by_default(model: Any, token: int, n_threads: int | None, **params: Any) -> None:
+    """Evaluate one token in a context as `quantkit run` makes it: flash attention auto, a cache of f16.
+
+    Some graphs abort with flash attention only, and of PLM's only that of several tokens: llama.cpp builds it for a
+    batch of two before it evaluates the one. `params` of llama_context_params come on top. Raises Failed, also for
+    values that are not finite.
+    """
+    with context(model, n_threads, n_ctx=2, n_batch=2, n_ubatch=2, swa_full=False, **params) as running:
+        evaluate(running, [token], 0)
+        read, width = llama.llama_get_logits, llama.llama_vocab_n_tokens(llama.llama_model_get_vocab(model))
+        if params.get("embeddings"):
+            read, width = llama.llama_get_embeddings, llama.llama_model_n_embd_out(model)
+        if not np.isfinite(np.ctypeslib.as_array(read(running), (width,))).all():
+            raise Failed("gave values that are not finite")
+
+
 def evaluate(context: Any, tokens: list[int], first_scored: int) -> None:
     """Evaluate tokens from an empty memory; logits are kept from `first_scored` on. Raises Failed.
 

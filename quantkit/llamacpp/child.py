@@ -15,7 +15,7 @@ import sys
 import threading
 from collections.abc import Callable
 from contextlib import ExitStack
-from functools import cached_property
+from functools import cached_property, partial
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -23,7 +23,18 @@ from typing import Any
 
 import numpy as np
 
-from quantkit.llamacpp.calls import CONTINUED, ERROR, Failed, context, decode, llama, load, set_adapter, tokenize
+from quantkit.llamacpp.calls import (
+    CONTINUED,
+    ERROR,
+    Failed,
+    context,
+    decode,
+    evaluate_by_default,
+    llama,
+    load,
+    set_adapter,
+    tokenize,
+)
 from quantkit.system import descriptors
 
 _F32 = 0
@@ -48,28 +59,35 @@ def text_tokens(request: dict[str, Any]) -> dict[str, Any]:
 def logits(request: dict[str, Any]) -> None:
     """Writes (n_tokens, n_vocab) float32 to request["out"].
 
-    The KV cache is float32 and flash attention off, for exactness.
+    The KV cache is float32 and flash attention off, for exactness. With request["by_default"] a token is evaluated
+    again as llama.cpp does by default, after a message of progress.
     """
     tokens = request["tokens"]
-    with (
-        load(
-            request["model"],
-            vocabulary=request["vocabulary"],
-            n_gpu_layers=0,
-            check_tensors=True,
-            use_extra_bufts=False,
-        ) as model,
-        context(
-            model,
-            request["n_threads"],
-            n_ctx=len(tokens),
-            n_batch=len(tokens),
-            n_ubatch=len(tokens),
-            flash_attn_type=0,
-            type_k=_F32,
-            type_v=_F32,
-        ) as running,
-    ):
+    with load(
+        request["model"],
+        vocabulary=request["vocabulary"],
+        n_gpu_layers=0,
+        check_tensors=True,
+        use_extra_bufts=False,
+    ) as model:
+        _write_logits(model, request)
+        if request["by_default"]:
+            _say_half()
+            evaluate_by_default(model, tokens[0], request["n_threads"])
+
+
+def _write_logits(model: Any, request: dict[str, Any]) -> None:
+    tokens = request["tokens"]
+    with context(
+        model,
+        request["n_threads"],
+        n_ctx=len(tokens),
+        n_batch=len(tokens),
+        n_ubatch=len(tokens),
+        flash_attn_type=0,
+        type_k=_F32,
+        type_v=_F32,
+    ) as running:
         n_vocab = llama.llama_vocab_n_tokens(llama.llama_model_get_vocab(model))
         if max(tokens) >= n_vocab:
             raise Failed(f"cannot evaluate token {max(tokens)}: the vocabulary has {n_vocab} tokens")
@@ -138,6 +156,10 @@ def _answer(message: dict[str, Any]) -> None:
     os.write(_answers, json.dumps(message).encode() + b"\n")
 
 
+def _say_half() -> None:
+    _answer({"progress": [1, 2]})
+
+
 def _log(level: int, text: bytes, _data: ctypes.c_void_p) -> None:
     global _last_level
     _last_level = level if level != CONTINUED else _last_level
@@ -172,7 +194,7 @@ class _Tasks:
             "text_tokens": lambda: text_tokens,
             "logits": lambda: logits,
             "special_tokens": lambda: _of("embedding").special_tokens,
-            "embeddings": lambda: _of("embedding").embeddings,
+            "embeddings": lambda: partial(_of("embedding").embeddings, between=_say_half),
             "open": lambda: self._model.open,
             "window": lambda: self._model.window,
             "inputs_open": lambda: self._inputs.open,

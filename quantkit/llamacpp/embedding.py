@@ -3,13 +3,14 @@
 Source: examples/embedding/embedding.cpp, src/llama-context.cpp (llama_context::encode).
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from quantkit.llamacpp.calls import Failed, context, evaluate, llama, load, tokenize
+from quantkit.llamacpp.calls import Failed, context, evaluate, evaluate_by_default, llama, load, tokenize
 
 _POOLING = {"none": 0, "mean": 1, "cls": 2, "last": 3, "rank": 4}
 _UNSPECIFIED = -1
@@ -22,24 +23,35 @@ def special_tokens(request: dict[str, Any]) -> list[list[int]]:
         return [tokenize(vocab, text, add_special=True, parse_special=True) for text in request["texts"]]
 
 
-def embeddings(request: dict[str, Any]) -> list[tuple[int, int]]:
-    """Writes float32 rows to request["out"], sequence after sequence; returns the shape of each sequence's rows."""
+def embeddings(request: dict[str, Any], between: Callable[[], None]) -> list[tuple[int, int]]:
+    """Writes float32 rows to request["out"], sequence after sequence; returns the shape of each sequence's rows.
+
+    With request["by_default"] the first token is evaluated again as llama.cpp does by default, after a message
+    of progress, which `between` sends.
+    """
+    with load(request["model"], n_gpu_layers=0, check_tensors=True, use_extra_bufts=False) as model:
+        shapes = _write_embeddings(model, request)
+        if request["by_default"]:
+            between()
+            token, none = request["sequences"][0][0], _POOLING["none"]
+            evaluate_by_default(model, token, request["n_threads"], embeddings=True, pooling_type=none)
+        return shapes
+
+
+def _write_embeddings(model: Any, request: dict[str, Any]) -> list[tuple[int, int]]:
     sequences = request["sequences"]
     longest = max(map(len, sequences))
     stated = request["pooling"]
-    with (
-        load(request["model"], n_gpu_layers=0, check_tensors=True, use_extra_bufts=False) as model,
-        context(
-            model,
-            request["n_threads"],
-            n_ctx=longest,
-            n_batch=longest,
-            n_ubatch=longest,
-            flash_attn_type=0,
-            embeddings=True,
-            pooling_type=_UNSPECIFIED if stated is None else _POOLING[stated],
-        ) as running,
-    ):
+    with context(
+        model,
+        request["n_threads"],
+        n_ctx=longest,
+        n_batch=longest,
+        n_ubatch=longest,
+        flash_attn_type=0,
+        embeddings=True,
+        pooling_type=_UNSPECIFIED if stated is None else _POOLING[stated],
+    ) as running:
         pooling = llama.llama_pooling_type(running)
         if stated is None and pooling == _POOLING["none"]:
             raise Failed("cannot give one embedding: the file states no pooling, so --pooling mean or cls is needed")

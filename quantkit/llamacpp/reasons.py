@@ -17,9 +17,13 @@ _NO_LIBRARY = re.compile(r"OSError: (\S+): cannot open shared object file")
 
 
 def telling_line(lines: Sequence[str]) -> str:
-    """The first line of llama.cpp's log that tells a reason, without the names of functions; "" if there is none."""
+    """The first line of llama.cpp's log that tells a reason; "" if there is none.
+
+    Without the names of functions, and without the folder in which llama.cpp was built.
+    """
     telling = [line for line in lines if re.search(r"error|invalid|assert|abort|missing|unknown", line, re.IGNORECASE)]
-    return re.sub(r"^(error loading model: |\w+: )+", "", (telling or lines or [""])[0])
+    named = re.sub(r"^(error loading model: |\w+: )+", "", (telling or lines or [""])[0])
+    return re.sub(r"^\S*[/\\](?=[\w.-]+:\d+: )", "", named)
 
 
 def explain(model: Path, answer: Mapping[str, Any] | None, log: IO[bytes]) -> str:

@@ -62,13 +62,14 @@ def logits(
     adapter: Path | None = None,
     n_threads: int | None = None,
     vocabulary: bool = True,
+    by_default: bool = False,
     timeout: float = 1800.0,
 ) -> npt.NDArray[np.float32]:
     """Logits (n_tokens, n_vocab), float32, of one sequence of token ids, on the CPU, with a float32 KV cache.
 
     `adapter`: the GGUF of a LoRA adapter to apply. llama.cpp also validates every tensor's data on the way. Without
-    `vocabulary` it takes the number of tokens from the key NAME.vocab_size and does not load them. Raises QuantkitError
-    as vocab_token_ids does.
+    `vocabulary` it takes the number of tokens from the key NAME.vocab_size and does not load them. `by_default`: one
+    token must go through llama.cpp's default settings too. Raises QuantkitError as vocab_token_ids does.
     """
     if not tokens:
         raise ValueError("tokens is empty; pass at least one token id")
@@ -82,7 +83,7 @@ def logits(
             "out": str(out),
         }
         more = {"n_threads": n_threads, "adapter": str(adapter.absolute()) if adapter else None}
-        run_child({**request, **more}, model, timeout=timeout)
+        _run_in_both({**request, **more, "by_default": by_default}, model, timeout=timeout)
         return np.fromfile(out, np.float32).reshape(len(tokens), -1)
 
 
@@ -95,12 +96,15 @@ def ids_with_special_tokens(model: Path, texts: Sequence[str], *, timeout: float
     return [[int(token) for token in ids] for ids in run_child(request, model, timeout=timeout)]
 
 
-def hidden_states(model: Path, tokens: Sequence[int], *, timeout: float = 1800.0) -> npt.NDArray[np.float32]:
+def hidden_states(
+    model: Path, tokens: Sequence[int], *, by_default: bool = False, timeout: float = 1800.0
+) -> npt.NDArray[np.float32]:
     """The last hidden states (n_tokens, hidden), float32, of one sequence of token ids in an encoder, on the CPU.
 
-    Source: llama_get_embeddings with the pooling NONE. Raises QuantkitError as vocab_token_ids does.
+    Source: llama_get_embeddings with the pooling NONE. `by_default`: as in `logits`. Raises QuantkitError as
+    vocab_token_ids does.
     """
-    return embeddings(model, [tokens], pooling="none", timeout=timeout)[0]
+    return embeddings(model, [tokens], pooling="none", by_default=by_default, timeout=timeout)[0]
 
 
 def embeddings(
@@ -109,12 +113,14 @@ def embeddings(
     *,
     pooling: str | None = None,
     n_threads: int | None = None,
+    by_default: bool = False,
     timeout: float = 1800.0,
 ) -> list[npt.NDArray[np.float32]]:
     """The embeddings of sequences of token ids, on the CPU, float32: (1, hidden) each.
 
     `pooling`: none, mean, cls, last or rank; None takes the file's own. With `none` a sequence has a row for each
-    token, with `rank` one row of scores. Raises QuantkitError as vocab_token_ids does, also without a pooling.
+    token, with `rank` one row of scores. `by_default`: as in `logits`. Raises QuantkitError as vocab_token_ids does,
+    also without a pooling.
     """
     with scratch_folder(folder_in_memory(sum(map(len, sequences)) << 13)) as folder:
         out = folder / "embeddings"
@@ -124,12 +130,32 @@ def embeddings(
             "sequences": [[int(token) for token in tokens] for tokens in sequences],
             "pooling": pooling,
             "n_threads": n_threads,
+            "by_default": by_default,
             "out": str(out),
         }
-        shapes = run_child(request, model, timeout=timeout)
+        shapes = _run_in_both(request, model, timeout=timeout)
         values = np.fromfile(out, np.float32)
     ends = np.cumsum([rows * columns for rows, columns in shapes])[:-1]
     return [part.reshape(shape) for part, shape in zip(np.split(values, ends), shapes, strict=True)]
+
+
+def _run_in_both(request: Mapping[str, Any], model: Path, *, timeout: float) -> Any:
+    """The result of a request whose child evaluates exactly and then, after a message of progress, by default.
+
+    Raises QuantkitError as vocab_token_ids does.
+    """
+    exact: list[int] = []
+    try:
+        return run_child(request, model, timeout=timeout, progress=lambda done, _of: exact.append(done))
+    except (MissingExtraError, PassingError):
+        raise
+    except QuantkitError as error:
+        if not exact:
+            raise
+        raise QuantkitError(
+            f"{error}; this is with llama.cpp's default settings (flash attention, a cache of f16), which"
+            " `quantkit run` has too; without them it runs the file"
+        ) from error
 
 
 def require_llama_cpp() -> None:

@@ -163,8 +163,8 @@ def check_logits(
 
         def run(path: Path) -> NDArray[np.float32]:
             if encoder:
-                return hidden_states(path, tokens)
-            return logits(path, tokens, n_threads=n, vocabulary=whole.pop(0))
+                return hidden_states(path, tokens, by_default=True)
+            return logits(path, tokens, n_threads=n, vocabulary=whole.pop(0), by_default=True)
 
         with loadable(output) as path:
             try:
@@ -246,7 +246,7 @@ def _check_finite(plan: GgufPlan, output: GgufOutput) -> Check:
         tokens = [(7919 * index + 3) % n_vocab for index in range(PROBE_TOKENS)]
         try:
             with loadable(output) as path:
-                values = _twice(lambda: logits(path, tokens))
+                values = _twice(lambda: logits(path, tokens, by_default=True))
         except QuantkitError as error:
             if not _UNKNOWN.search(str(error)):
                 raise
