@@ -1,5 +1,7 @@
 """The graph of attention, as llama.cpp builds it (build_attn, build_attn_mha, deepseek2)."""
 
+from dataclasses import dataclass
+
 from quantkit.gguf.types import block_size
 from quantkit.planning.drawing import Drawing
 from quantkit.planning.indexer import indexed_mask
@@ -17,6 +19,15 @@ from quantkit.planning.tensors import (
     stored,
     view,
 )
+
+
+@dataclass(frozen=True)
+class _Heads:
+    """Queries, keys and values by head; without keys and values, an earlier layer stores them."""
+
+    q: Tensor
+    k: Tensor | None = None
+    v: Tensor | None = None
 
 
 def attention(d: Drawing, x: Tensor, layer: Layer) -> Tensor:
@@ -53,7 +64,7 @@ def attention(d: Drawing, x: Tensor, layer: Layer) -> Tensor:
         q = same(q)
     if d.shape.number("attention.temperature_scale") or (d.shape.traits.late_queries and not layer.slides):
         q = same(q, d.query_scale)
-    out = _attend(d, q, k, v, layer)
+    out = _attend(d, layer, _Heads(q, k, v))
     if gates is not None:
         out = same(out, same(fresh(out.shape, view(gates, gates.shape[:3], gates.stride[1:3]))))
     if layer.has("attn_gate.weight"):
@@ -72,7 +83,7 @@ def biased_attention(d: Drawing, x: Tensor, layer: Layer, bias: Tensor) -> Tenso
     q, k, v = (d.linear(layer, name, x) for name in ("attn_q", "attn_k", "attn_v"))
     q = view(q, (layer.head_k, layer.n_head, d.n))
     k, v = view(k, (layer.head_k, layer.n_head_kv, d.n)), view(v, (layer.head_v, layer.n_head_kv, d.n))
-    return d.linear(layer, "attn_o", _attend(d, q, k, v, layer, bias=bias))
+    return d.linear(layer, "attn_o", _attend(d, layer, _Heads(q, k, v), bias=bias))
 
 
 def _has_rope(d: Drawing) -> bool:
@@ -86,7 +97,7 @@ def _to_shared_cache(d: Drawing, x: Tensor, layer: Layer) -> Tensor:
     q = view(d.linear(layer, "attn_q", x), (layer.head_k, layer.n_head, d.n))
     q = d.norm(q, "attn_q_norm", layer.tensors) if layer.has("attn_q_norm.weight") else q
     q = d.rope(q) if _has_rope(d) else q
-    return d.linear(layer, "attn_output", _attend(d, q, None, None, layer))
+    return d.linear(layer, "attn_output", _attend(d, layer, _Heads(q)))
 
 
 def mla(d: Drawing, x: Tensor, layer: Layer) -> Tensor:
@@ -114,7 +125,7 @@ def mla(d: Drawing, x: Tensor, layer: Layer) -> Tensor:
         q = fresh((rank + rope, n_head, n), permuted(absorbed), q_rope)
         v = view(squeezed, (rank, 1, n))
         k = fresh((rank + rope, 1, n), v, k_rope)
-        out = _attend(d, q, k, v, layer, v_rows=layer.rows("attn_v_b"), mask=mask)
+        out = _attend(d, layer, _Heads(q, k, v), v_rows=layer.rows("attn_v_b"), mask=mask)
     else:
         kv = d.linear(layer, "attn_kv_b", squeezed)
         per_head = kv.shape[0] // n_head
@@ -123,16 +134,14 @@ def mla(d: Drawing, x: Tensor, layer: Layer) -> Tensor:
         v = fresh((value, n_head, n), view(kv, (value, n_head, n), (per_head * F32, per_head * n_head * F32)))
         q = d.rope(q)
         k = fresh((head, n_head, n), k_nope, fresh((rope, n_head, n), k_rope))
-        out = _attend(d, q, k, v, layer)
+        out = _attend(d, layer, _Heads(q, k, v))
     return d.linear(layer, "attn_output", out)
 
 
 def _attend(
     d: Drawing,
-    q: Tensor,
-    k: Tensor | None,
-    v: Tensor | None,
     layer: Layer,
+    heads: _Heads,
     *,
     v_rows: int = 0,
     mask: Tensor | None = None,
@@ -140,11 +149,11 @@ def _attend(
 ) -> Tensor:
     """Store keys and values, attend to all cells, (head_v * n_head, n); `v_rows` are those of MLA's attn_v_b.
 
-    `k` and `v` are None where an earlier layer stores them. `mask`: the mask of an indexer in place of the cache's.
-    `bias`: added to the scores.
+    `mask`: the mask of an indexer in place of the cache's. `bias`: added to the scores.
     """
     cache = d.caches[layer.slides]
     mask = cache.mask if mask is None else mask
+    q, k, v = heads.q, heads.k, heads.v
     if cache.k_turn is not None:
         q, k = _turned(q, cache.k_turn), k and _turned(k, cache.k_turn)
     if cache.v_turn is not None:
@@ -153,21 +162,8 @@ def _attend(
     for projection in (q, k, v) if d.shape.window else (q, v, k):
         if projection is not None:
             d.graph.expand(projection)
-    size = block_size(d.context.kv_cache)
-    element = size[1] / size[0]
-    cache_layer = d.layer if layer.shared_from is None else layer.shared_from
-    k_cache = cache_of("k cache", layer.head_k * layer.n_head_kv, cells, size=element, layer=cache_layer)
-    if k is not None:
-        d.graph.expand(stored(k_cache, view(k, (layer.head_k * layer.n_head_kv, d.n)), cache.k_index))
-    keys = view(k_cache, (layer.head_k, layer.n_head_kv, cells))
-    head_v, n_head = layer.head_v if v is None else v.shape[0], layer.n_head
-    if layer.head_v:
-        v_cache = cache_of("v cache", layer.head_v * layer.n_head_kv, cells, size=element, layer=cache_layer)
-        if v is not None:
-            d.graph.expand(stored(v_cache, _merged(d, v, layer), cache.v_index))
-        values = view(v_cache, (layer.head_v, layer.n_head_kv, cells))
-    else:
-        values = view(keys, (head_v, layer.n_head_kv, cells), (layer.head_k * element, layer.head_k * element))
+    keys, values = _cached(d, layer, k, v)
+    head_v, n_head = values.shape[0], layer.n_head
     q = permuted(view(q, (*q.shape[:3], 1), q.stride[1:]))
     if flash and bias is None:
         out = fresh((head_v, n_head, d.n), q, permuted(keys), permuted(values), mask)
@@ -192,6 +188,26 @@ def _attend(
     if cache.v_turn is not None:
         out = _turned(out, cache.v_turn)
     return out
+
+
+def _cached(d: Drawing, layer: Layer, k: Tensor | None, v: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Store keys and values in the cache of their layer; the keys and values of all its cells."""
+    cache = d.caches[layer.slides]
+    size = block_size(d.context.kv_cache)
+    element = size[1] / size[0]
+    number = d.layer if layer.shared_from is None else layer.shared_from
+    k_cache = cache_of("k cache", layer.head_k * layer.n_head_kv, cache.cells, size=element, layer=number)
+    if k is not None:
+        d.graph.expand(stored(k_cache, view(k, (layer.head_k * layer.n_head_kv, d.n)), cache.k_index))
+    keys = view(k_cache, (layer.head_k, layer.n_head_kv, cache.cells))
+    head_v = layer.head_v if v is None else v.shape[0]
+    if not layer.head_v:
+        gap = layer.head_k * element
+        return keys, view(keys, (head_v, layer.n_head_kv, cache.cells), (gap, gap))
+    v_cache = cache_of("v cache", layer.head_v * layer.n_head_kv, cache.cells, size=element, layer=number)
+    if v is not None:
+        d.graph.expand(stored(v_cache, _merged(d, v, layer), cache.v_index))
+    return keys, view(v_cache, (layer.head_v, layer.n_head_kv, cache.cells))
 
 
 def _merged(d: Drawing, v: Tensor, layer: Layer) -> Tensor:

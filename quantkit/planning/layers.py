@@ -9,7 +9,7 @@ from quantkit.machine import cpu_features, probe_bandwidth, this_machine
 from quantkit.planning.budget import Budget, fit_offer
 from quantkit.planning.context import Context
 from quantkit.planning.draft import DraftMemory
-from quantkit.planning.placement import fastest_fit
+from quantkit.planning.placement import Fixed, fastest_fit
 from quantkit.planning.sizes import as_it_is
 from quantkit.planning.sources import open_source
 from quantkit.planning.speed import DeviceSpeed
@@ -55,7 +55,7 @@ def placement_that_fits(
         vrams = tuple(left) if len(left) > 1 else ()
         budget = Budget(ram=1 << 62, vram=sum(left), cpu_features=cpu_features(), vrams=vrams)
         speeds = speeds or {"CPU": DeviceSpeed(probe_bandwidth()), "GPU": DeviceSpeed(this_machine().gpu_bandwidth)}
-        fit = fastest_fit(source.shape, as_it_is(source), context, budget, speeds, fit_moe=fit_moe).fit
+        fit = fastest_fit(source.shape, as_it_is(source), context, budget, speeds, Fixed(experts=not fit_moe)).fit
         placed = fit.memory.context
         return Placement(fit.gpu_layers, fit.cpu_moe, placed.split, placed.kv_on_gpu)
     except QuantkitError:

@@ -25,24 +25,29 @@ class PlacedFit:
     layers: Fit
 
 
+@dataclass(frozen=True)
+class Fixed:
+    """Parts of a placement that are not chosen but those of the context: n_gpu_layers, and the experts on the CPU."""
+
+    layers: bool = False
+    experts: bool = False
+
+
 def fastest_fit(
     shape: ModelShape,
     offer: Offer,
     context: Context,
     budget: Budget,
     speeds: Mapping[str, DeviceSpeed],
-    *,
-    fixed_layers: bool = False,
-    fit_moe: bool = True,
+    fixed: Fixed = Fixed(),
 ) -> PlacedFit:
     """The fastest of: whole layers, the experts of layers, or the KV cache besides on the CPU.
 
     Args:
         speeds: of each device, by its name in a plan.
-        fixed_layers: use the number of layers of `context`.
-        fit_moe: choose the layers of experts on the CPU; else those of `context` are there.
+        fixed: what is taken from `context`.
     """
-    layers = fit_offer(shape, offer, context, budget, fixed_layers=fixed_layers)
+    layers = fit_offer(shape, offer, context, budget, fixed_layers=fixed.layers)
     fits: list[Fit | None] = [layers]
     # with measured overheads a device can be slower than the CPU
     overheads = any(device.has_overheads for device in speeds.values())
@@ -56,7 +61,7 @@ def fastest_fit(
     def speed_of(fit: Fit, filled: int = EARLY) -> float:
         return speed(fit.memory.context, filled, has_gpu=bool(fit.memory.gpus))
 
-    if overheads and layers.memory.gpu is not None and not fixed_layers:
+    if overheads and layers.memory.gpu is not None and not fixed.layers:
         step = -(-layers.gpu_layers // _MOST_COUNTS) or 1
         fewer = [
             replace(layers.memory.context, gpu_layers=count, split=()) for count in range(0, layers.gpu_layers, step)
@@ -64,13 +69,13 @@ def fastest_fit(
         if fewer:
             fastest = max(fewer, key=lambda placed: speed(placed, half))
             fits.append(fit_offer(shape, offer, fastest, budget, fixed_layers=True))
-    if budget.vram and not fixed_layers and not (layers.fits and layers.is_whole(shape)):
+    if budget.vram and not fixed.layers and not (layers.fits and layers.is_whole(shape)):
         without_kv = replace(context, kv_on_gpu=False)
-        if fit_moe:
+        if not fixed.experts:
             fits.append(fit_experts(shape, offer, context, budget))
         kv = sum(kv_bytes(shape, context).values())
         if context.kv_on_gpu and not budget.unified and kv > _NOTABLE_KV * budget.vram:
             fits.append(fit_offer(shape, offer, without_kv, budget))
-            fits.append(fit_experts(shape, offer, without_kv, budget) if fit_moe else None)
+            fits.append(None if fixed.experts else fit_experts(shape, offer, without_kv, budget))
     fit = max((fit for fit in fits if fit is not None), key=lambda fit: (not fit.missing, speed_of(fit, half)))
     return PlacedFit(fit, speed_of(fit), layers)

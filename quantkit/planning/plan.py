@@ -19,7 +19,7 @@ from quantkit.planning.budget import (
 from quantkit.planning.context import Context
 from quantkit.planning.memory import GPU_OVERHEAD, DeviceMemory, kv_bytes
 from quantkit.planning.phones import PHONE_BANDWIDTH, PHONE_TYPES, Phone
-from quantkit.planning.placement import fastest_fit
+from quantkit.planning.placement import Fixed, fastest_fit
 from quantkit.planning.projector import planned_projector
 from quantkit.planning.result import Plan, Row
 from quantkit.planning.sizes import Matrix, Offer, known_types, offers
@@ -113,15 +113,7 @@ def plan(source: str, options: PlanOptions | None = None, *, offline: bool = Fal
     context = options.context()
     matrix = Matrix(options.imatrix, load_imatrix(options.imatrix)) if options.imatrix else None
     machine = Machine(ram=options.phone.room) if options.phone else options.machine or this_machine()
-    bandwidth = {"GPU": (machine.gpu_bandwidth, machine.gpu_bandwidth_from), **(options.bandwidth or {})}
-    if options.phone:
-        bandwidth.setdefault("CPU", (PHONE_BANDWIDTH, "assumed of a phone"))
-    speeds: Mapping[str, StoredSpeed] = {}
-    if options.stored_speeds and not options.bandwidth and not options.phone:
-        names = machine.gpu_name.split(", ") if machine.vram and machine.gpu_name else []
-        if names or not machine.vram:
-            speeds = stored_speeds(names, cores())
-            bandwidth |= {name: (entry.speed.bandwidth, entry.origin) for name, entry in speeds.items()}
+    bandwidth, speeds = _speeds(options, machine)
     source = source_path(source)
     opened = open_source(source, offline=offline)
     try:
@@ -148,7 +140,7 @@ def plan(source: str, options: PlanOptions | None = None, *, offline: bool = Fal
             rows=(),
             best=None,
             bandwidth=bandwidth,
-            speeds={name: entry.speed for name, entry in speeds.items()},
+            speeds=speeds,
             for_phone=options.phone is not None,
             imatrix=options.imatrix,
             projector=projector,
@@ -157,6 +149,20 @@ def plan(source: str, options: PlanOptions | None = None, *, offline: bool = Fal
         return _with_target(_with_best(_with_rows(empty, forms, options)))
     finally:
         opened.model.close()
+
+
+def _speeds(options: PlanOptions, machine: Machine) -> tuple[dict[str, tuple[float, str]], Mapping[str, DeviceSpeed]]:
+    """The known bandwidths of `CPU` and `GPU` with their origin, and the stored speeds."""
+    bandwidth = {"GPU": (machine.gpu_bandwidth, machine.gpu_bandwidth_from), **(options.bandwidth or {})}
+    if options.phone:
+        bandwidth.setdefault("CPU", (PHONE_BANDWIDTH, "assumed of a phone"))
+    speeds: Mapping[str, StoredSpeed] = {}
+    if options.stored_speeds and not options.bandwidth and not options.phone:
+        names = machine.gpu_name.split(", ") if machine.vram and machine.gpu_name else []
+        if names or not machine.vram:
+            speeds = stored_speeds(names, cores())
+            bandwidth |= {name: (entry.speed.bandwidth, entry.origin) for name, entry in speeds.items()}
+    return bandwidth, {name: entry.speed for name, entry in speeds.items()}
 
 
 def _with_rows(plan: Plan, forms: Sequence[Offer], options: PlanOptions) -> Plan:
@@ -211,15 +217,8 @@ def _smallest(source: Source) -> int:
 
 def _gguf_row(plan: Plan, offer: Offer, speeds: Mapping[str, DeviceSpeed], options: PlanOptions) -> Row:
     """The placement that fits with the most tokens per second."""
-    placed = fastest_fit(
-        plan.source.shape,
-        offer,
-        plan.context,
-        plan.budget,
-        speeds,
-        fixed_layers=options.gpu_layers is not None,
-        fit_moe=options.cpu_moe is None,
-    )
+    fixed = Fixed(layers=options.gpu_layers is not None, experts=options.cpu_moe is not None)
+    placed = fastest_fit(plan.source.shape, offer, plan.context, plan.budget, speeds, fixed)
     fit, layers = placed.fit, placed.layers
     return Row(
         offer,

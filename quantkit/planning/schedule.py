@@ -63,15 +63,7 @@ def place(
                 continue
             key = (id(parent), on)
             if key not in copies:
-                # a copy of a part has the gaps of the whole (ggml_dup_tensor_layout)
-                copy = Tensor(
-                    parent.shape,
-                    parent.size * options.copies,
-                    name=f"{_COPY}{parent.name}",
-                    stride=_scaled(parent.stride, options.copies),
-                )
-                copy.kept = options.copies > 1
-                copies[key] = copy
+                copies[key] = copy = _copy_of(parent, options.copies)
                 device[id(copy)] = on
                 # kept until the copy is made, and the copy has its place from the start of the split
                 pending = [_depends(parent), copy]
@@ -87,13 +79,26 @@ def place(
             node.src = (*node.src, copy)
         out.nodes.append(node)
     if options.copies > 1:
-        # the inputs themselves too are there for every batch
-        for leaf in graph.leaves:
-            if leaf.kind == "input":
-                leaf.size *= options.copies
-                leaf.stride = _scaled(leaf.stride, options.copies)
-                leaf.kept = True
+        _repeat_inputs(graph, options.copies)
     return out, device
+
+
+def _copy_of(tensor: Tensor, batches: int) -> Tensor:
+    """A copy on another device, for each of the batches that are worked on at once."""
+    # a copy of a part has the gaps of the whole (ggml_dup_tensor_layout)
+    stride = _scaled(tensor.stride, batches)
+    copy = Tensor(tensor.shape, tensor.size * batches, name=f"{_COPY}{tensor.name}", stride=stride)
+    copy.kept = batches > 1
+    return copy
+
+
+def _repeat_inputs(graph: Graph, batches: int) -> None:
+    """Make the inputs of the graph as large as those of all batches."""
+    for leaf in graph.leaves:
+        if leaf.kind == "input":
+            leaf.size *= batches
+            leaf.stride = _scaled(leaf.stride, batches)
+            leaf.kept = True
 
 
 def _assign(

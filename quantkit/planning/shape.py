@@ -171,14 +171,7 @@ def model_shape(keys: Mapping[str, Any], tensors: Iterable[tuple[str, tuple[int,
     arch_keys = {key.removeprefix(f"{arch}."): value for key, value in keys.items() if key.startswith(f"{arch}.")}
     n_layer = _count(arch_keys, "block_count", where)
     n_embd = _count(arch_keys, "embedding_length", where)
-    by_layer: list[dict[str, tuple[int, ...]]] = [{} for _ in range(n_layer)]
-    outer: dict[str, tuple[int, ...]] = {}
-    for name, shape in tensors:
-        match = _LAYER.fullmatch(name)
-        if match is None or match[1] != traits.layer_prefix:
-            outer[name] = shape
-        elif int(match[2]) < n_layer:
-            by_layer[int(match[2])][match[3]] = shape
+    outer, by_layer = _by_layer(tensors, traits, n_layer)
     if "token_embd.weight" not in outer:
         raise CheckpointError(
             f"{where} has no token_embd.weight, so it is not a complete model; pass the complete file"
@@ -209,6 +202,21 @@ def model_shape(keys: Mapping[str, Any], tensors: Iterable[tuple[str, tuple[int,
         keys=arch_keys,
         traits=traits,
     )
+
+
+def _by_layer(
+    tensors: Iterable[tuple[str, tuple[int, ...]]], traits: Traits, n_layer: int
+) -> tuple[dict[str, tuple[int, ...]], list[dict[str, tuple[int, ...]]]]:
+    """The shapes of tensors outside the layers, and those of each layer, by their name there."""
+    by_layer: list[dict[str, tuple[int, ...]]] = [{} for _ in range(n_layer)]
+    outer: dict[str, tuple[int, ...]] = {}
+    for name, shape in tensors:
+        match = _LAYER.fullmatch(name)
+        if match is None or match[1] != traits.layer_prefix:
+            outer[name] = shape
+        elif int(match[2]) < n_layer:
+            by_layer[int(match[2])][match[3]] = shape
+    return outer, by_layer
 
 
 def _count(keys: Mapping[str, Any], name: str, where: str) -> int:

@@ -5,13 +5,17 @@ overwrite an operand (ggml_op_can_inplace of ggml-alloc.c). Shapes are ggml's: i
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 F32, F16, I32, I64 = 4, 2, 4, 8
 
 Shape = tuple[int, int, int, int]
 Stride = tuple[float, float, float, float]
+WITHOUT_GAPS: Stride = (0.0, 0.0, 0.0, 0.0)
+"""Stands for the strides of a tensor without gaps."""
 
 
+@dataclass(slots=True, eq=False)
 class Tensor:
     """A node or a leaf. `kind` is "op", "input", "constant", "cache" or "wait" (a copy).
 
@@ -22,42 +26,25 @@ class Tensor:
     the layer of a norm.
     """
 
-    __slots__ = (
-        "inplace",
-        "kept",
-        "kind",
-        "layer",
-        "name",
-        "norm_of",
-        "on_cpu",
-        "root",
-        "shape",
-        "size",
-        "src",
-        "stride",
-        "weight",
-    )
+    shape: Shape
+    size: float
+    src: "tuple[Tensor, ...]" = ()
+    kind: str = field(default="op", kw_only=True)
+    inplace: bool = field(default=False, kw_only=True)
+    root: "Tensor | None" = field(default=None, kw_only=True)
+    stride: Stride = field(default=WITHOUT_GAPS, kw_only=True)
+    name: str = field(default="", kw_only=True)
+    weight: str | None = field(default=None, init=False)
+    layer: int | None = field(default=None, init=False)
+    norm_of: int | None = field(default=None, init=False)
+    kept: bool = field(default=False, init=False)
+    on_cpu: bool = field(default=False, init=False)
 
-    def __init__(
-        self,
-        shape: Shape,
-        size: float,
-        src: "tuple[Tensor, ...]" = (),
-        *,
-        kind: str = "op",
-        inplace: bool = False,
-        root: "Tensor | None" = None,
-        stride: Stride | None = None,
-        name: str = "",
-    ) -> None:
-        self.shape, self.size, self.src = shape, size, src
-        self.kind, self.inplace, self.name = kind, inplace, name
-        self.root: Tensor | None = (root.root or root) if root is not None else None
-        self.stride = stride if stride is not None else contiguous(shape, size)
-        self.weight: str | None = None
-        self.layer: int | None = None
-        self.norm_of: int | None = None
-        self.kept = self.on_cpu = False
+    def __post_init__(self) -> None:
+        if self.root is not None:
+            self.root = self.root.root or self.root
+        if self.stride is WITHOUT_GAPS:
+            self.stride = contiguous(self.shape, self.size)
 
     @property
     def nbytes(self) -> int:

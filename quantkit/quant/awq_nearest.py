@@ -17,7 +17,8 @@ from quantkit.quant.rounding import best_ranges, group_ranges, in_groups, neares
 from quantkit.workers import SERIAL, Workers, parts
 
 _LEAST = np.float32(1e-4)
-_WIDE, _FEWEST_ROWS = 4096, 128
+_POWERS = 20  # steps of r from 0 to 1
+_MOST_ROWS, _WIDE, _FEWEST_ROWS = 512, 4096, 128
 _WHOLE, _ROWS = 2048, 512  # ranges of up to 2048 rows are searched together, of more in parts of 512
 _SHRINKS = tuple(1 - 0.06 * i for i in range(8))
 
@@ -43,8 +44,6 @@ def search_scale(
     grid: Grid,
     *,
     ties: NDArray[np.integer] | None = None,
-    steps: int = 20,
-    rows: int = 512,
     name: str = "the input",
     workers: Workers = SERIAL,
 ) -> Scale:
@@ -53,17 +52,17 @@ def search_scale(
     weights: float32 (n_out, n_in) of each linear.
     gram: float32 (n_in, n_in), H, the sum of x x'.
     ties: (n_in,); channels with the same number share a scale.
-    steps: number of steps of r from 0 to 1.
-    rows: at most this number of evenly spaced rows of all linears is searched; fewer for inputs wider than 4096.
     name: the name of the input in messages.
 
-    The candidates are a^r and (a / u)^r. a is the root mean square of a channel's activations, u that of its weights.
-    Every fourth r is tried first, then those around the best. Raises CalibrationError for statistics that are not
-    finite.
+    The candidates are a^r and (a / u)^r, r from 0 to 1. a is the root mean square of a channel's activations, u that of
+    its weights. Every fourth r is tried first, then those around the best. At most 512 evenly spaced rows of all
+    linears are searched, and fewer for inputs wider than 4096.
+
+    Raises CalibrationError for statistics that are not finite.
     """
     if not np.isfinite(gram).all():
         raise CalibrationError(f"the activations of the calibration text are not finite in {name}; check the model")
-    rows = min(rows, max(_FEWEST_ROWS, rows * _WIDE // len(gram)))
+    rows = min(_MOST_ROWS, max(_FEWEST_ROWS, _MOST_ROWS * _WIDE // len(gram)))
     step = -(-sum(len(w) for w in weights) // rows)
     searched = np.concatenate([w[::step] for w in weights])
     act = _tied(np.diagonal(gram), ties, len(gram)) ** np.float32(0.5)
@@ -76,7 +75,7 @@ def search_scale(
     bases = (act, act / size)
 
     def scale_of(base: int, power: int) -> Array:
-        return _centred(bases[base] ** np.float32(power / steps))
+        return _centred(bases[base] ** np.float32(power / _POWERS))
 
     def error_of(candidate: tuple[int, int]) -> float:
         return _error(searched, gram, grid, scale_of(*candidate))
@@ -84,21 +83,21 @@ def search_scale(
     before = _error(searched, gram, grid, ones)
     errors: tuple[dict[int, float], ...] = ({}, {})  # for each base: step of the power -> error
     for step in (4, 2, 1):  # from coarse to fine around the best
-        candidates = [(base, power) for base in (0, 1) for power in _powers(errors[base], step, steps)]
+        candidates = [(base, power) for base in (0, 1) for power in _powers(errors[base], step)]
         for (base, power), error in zip(candidates, workers.map(error_of, candidates), strict=True):
             errors[base][power] = error
     least, best = min(((error, (base, power)) for base in (0, 1) for power, error in errors[base].items()), key=_first)
     if not least < before:
         return Scale(ones, before, before, 0.0)
-    return Scale(scale_of(*best), before, least, best[1] / steps)
+    return Scale(scale_of(*best), before, least, best[1] / _POWERS)
 
 
-def _powers(tried: Mapping[int, float], step: int, steps: int) -> list[int]:
+def _powers(tried: Mapping[int, float], step: int) -> list[int]:
     """The powers to try next: every `step`-th power first, then the two neighbours of the best."""
     if not tried:
-        return list(range(0, steps + 1, step))
+        return list(range(0, _POWERS + 1, step))
     middle = min(tried, key=tried.__getitem__)
-    return [power for power in (middle - step, middle + step) if 0 <= power <= steps and power not in tried]
+    return [power for power in (middle - step, middle + step) if 0 <= power <= _POWERS and power not in tried]
 
 
 def _first(pair: tuple[float, tuple[int, int]]) -> float:

@@ -21,7 +21,7 @@ from quantkit.gguf.blocks import FORMATS, BlockFormat
 from quantkit.gguf.compiled import compiled
 from quantkit.quant import block_search, block_steps
 from quantkit.quant.block_search import Scales
-from quantkit.quant.block_steps import Fit, Run
+from quantkit.quant.block_steps import Fit, Group, Run
 from quantkit.quant.grid import Array
 
 SOURCE = Path(__file__).with_name("block_kernels.c")
@@ -40,9 +40,7 @@ class Steps(Protocol):
         self, format_: BlockFormat, run: Run, step: Array, base: Array | None, points: Array, errors: Array
     ) -> None: ...
 
-    def descend_group(
-        self, format_: BlockFormat, hessian: Array, pull: Array, step: Array, points: Array, error: Array, moved: Array
-    ) -> None: ...
+    def descend_group(self, format_: BlockFormat, group: Group, moved: Array) -> None: ...
 
     def refit_halves(self, fit: Fit, d: Array, dmin: Array | None, error: Array, moved: Array) -> None: ...
 
@@ -172,15 +170,13 @@ class CSteps:
             *map(_pointer, (run.weights, run.target, step, base, points, errors)),
         )
 
-    def descend_group(
-        self, format_: BlockFormat, hessian: Array, pull: Array, step: Array, points: Array, error: Array, moved: Array
-    ) -> None:
+    def descend_group(self, format_: BlockFormat, group: Group, moved: Array) -> None:
         self._functions["descend_group"](
             ctypes.addressof(_prepared(format_).format),
-            pull.shape[1],
-            _pointer(hessian, rows_apart=True),
-            hessian.strides[0] // 4,
-            *map(_pointer, (pull, step, points, error, moved)),
+            group.pull.shape[1],
+            _pointer(group.hessian, rows_apart=True),
+            group.hessian.strides[0] // 4,
+            *map(_pointer, (group.pull, group.step, group.points, group.error, moved)),
         )
 
     def refit_halves(self, fit: Fit, d: Array, dmin: Array | None, error: Array, moved: Array) -> None:
@@ -245,11 +241,10 @@ def _results(steps_: Steps, format_: BlockFormat, seed: int) -> list[Array]:
     steps_.feed_back_run(format_, run, step, base, points, errors)
     error, moved = np.zeros_like(x), np.zeros_like(x)
     hessian: Array = matrix + n_cols * np.eye(n_cols, dtype=np.float32)
-    group = slice(0, format_.group)
+    first = slice(0, format_.group)
     pull = np.ascontiguousarray(x[::-1])
-    steps_.descend_group(
-        format_, hessian[group, group], pull[group].copy(), step[0].copy(), points[group], error[group], moved[group]
-    )
+    group = Group(hessian[first, first], pull[first].copy(), step[0].copy(), points[first], error[first])
+    steps_.descend_group(format_, group, moved[first])
     u: Array = points + np.float32(0.5)
     v: Array | None = None if base is None else -np.ones_like(x)
     fit = Fit(u, hessian @ u, v, None if v is None else hessian @ v, pull)

@@ -52,14 +52,24 @@ def feed_back_run(
         run.target[k + 1 :] += run.feedback[k, k + 1 :, None] * errors[k]
 
 
-def descend_group(
-    format_: BlockFormat, hessian: Array, pull: Array, step: Array, points: Array, error: Array, moved: Array
-) -> None:
-    """Move each level of a group to its best value, all others fixed.
+@dataclass(frozen=True)
+class Group:
+    """The levels of a group, and what moves them.
 
     hessian: the group's block of H, float32 (group, group). pull: H E of the group, (group, n_rows), overwritten.
-    step: (n_rows,). points, error: (group, n_rows). moved: the changes of the values are added to it.
+    step: (n_rows,). points, error: (group, n_rows).
     """
+
+    hessian: Array
+    pull: Array
+    step: Array
+    points: Array
+    error: Array
+
+
+def descend_group(format_: BlockFormat, group: Group, moved: Array) -> None:
+    """Move each level of a group to its best value, all others fixed, and add the changes of the values to `moved`."""
+    hessian, pull, step, points = group.hessian, group.pull, group.step, group.points
     inverse = _inverse(step)
     for k in range(format_.group):
         if hessian[k, k] <= 0:
@@ -68,7 +78,7 @@ def descend_group(
         better[step == 0] = points[k][step == 0]
         change = (better - points[k]) * step
         points[k] = better
-        error[k] += change
+        group.error[k] += change
         moved[k] += change
         pull[k + 1 :] += hessian[k + 1 :, k, None] * change
 
@@ -109,12 +119,12 @@ def refit_halves(fit: Fit, d: Array, dmin: Array | None, error: Array, moved: Ar
     first = to_half(old + du)
     # the minimum that suits the rounded d
     suits = np.divide(-(vg + (first - old) * uv), vv, out=np.zeros_like(vg), where=vv > _TINY)
-    for trial, trial_min in (
+    for trial in (
         (first, to_half(old_min + dv)),
         (first, to_half(old_min + suits)),
         (to_half(old + alone), old_min),
     ):
-        _take(trial, trial_min, (old, old_min), (uu, vv, uv, ug, vg), least, d, dmin)
+        _take(trial, (old, old_min), (uu, vv, uv, ug, vg), least, (d, dmin))
     _move(fit.u * (d - old) + fit.v * (dmin - old_min), error, moved)
 
 
@@ -143,25 +153,23 @@ def refit_integers(
         suits = np.divide(-(vg + (trial - old) * uv), vv, out=np.zeros_like(vg), where=vv > _TINY)
         best_min = np.fmax(np.rint(old_min + suits), np.float32(0))
         best_min = np.fmin(best_min, np.float32(format_.greatest_minimum))
-        _take(trial, best_min, (old, old_min), (uu, vv, uv, ug, vg), least, scale, minimum)
+        _take((trial, best_min), (old, old_min), (uu, vv, uv, ug, vg), least, (scale, minimum))
     _move(fit.u * (scale - old) + fit.v * (minimum - old_min), error, moved)
 
 
 def _take(
-    trial: Array,
-    trial_min: Array,
+    trial: tuple[Array, Array],
     old: tuple[Array, Array],
     form: tuple[Array, Array, Array, Array, Array],
     least: Array,
-    best: Array,
-    best_min: Array,
+    best: tuple[Array, Array],
 ) -> None:
-    """Keep a trial where it changes the error by less than `least`."""
+    """Keep a trial (scale, minimum) in `best` where it changes the error by less than `least`."""
     uu, vv, uv, ug, vg = form
-    a, b = trial - old[0], trial_min - old[1]
+    a, b = trial[0] - old[0], trial[1] - old[1]
     gain = 2 * (a * ug + b * vg) + a * a * uu + 2 * a * b * uv + b * b * vv
     better = gain < least
-    for target, source in ((least, gain), (best, trial), (best_min, trial_min)):
+    for target, source in ((least, gain), (best[0], trial[0]), (best[1], trial[1])):
         np.copyto(target, source, where=better)
 
 
