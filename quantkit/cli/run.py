@@ -81,12 +81,14 @@ def run(
     from quantkit.measurement.memory import gpu_devices
 
     model = model_file(model)
-    prompt = _checked_prompt(prompt, out)
+    if prompt is not None:
+        _require_text(prompt)
     _refuse_combinations(
         {"--draft": loading.draft, "--prompt-cache": prompt_cache}, {"--image": media.image, "--audio": media.audio}
     )
     loading.fixed_placement()  # refuses wrong values before the file is read
     with converse(model, n_ctx=loading.ctx, system=system, raw=raw, sampling=sampling.values) as conversation:
+        prompt = _single_prompt(prompt, out)
         _show_media(conversation, model, media, out)
         if prompt_cache is not None:
             require_prompt_cache(prompt_cache)
@@ -106,12 +108,17 @@ def run(
             answer_once(conversation, out, prompt, max_tokens)
 
 
-def _checked_prompt(prompt: str | None, out: Out) -> str | None:
+def _require_text(prompt: str) -> None:
+    """Raises UsageError for an empty prompt."""
+    if not prompt.strip():
+        raise UsageError("the prompt is empty; pass a text with -p TEXT")
+
+
+def _single_prompt(prompt: str | None, out: Out) -> str | None:
     """The prompt of -p or of a pipe; None for a conversation. Raises UsageError for an empty prompt."""
     if prompt is None and not sys.stdin.isatty():
         prompt = sys.stdin.read().removesuffix("\n")
-    if prompt is not None and not prompt.strip():
-        raise UsageError("the prompt is empty; pass a text with -p TEXT")
+        _require_text(prompt)
     if prompt is None and out.format != Format.human:
         raise UsageError(f"--format {out.format.value} needs a single prompt; pass one with -p TEXT")
     return prompt

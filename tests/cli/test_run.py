@@ -126,6 +126,8 @@ BAD = {
     "no GGUF": (["text.gguf", "-p", "x"], "text.gguf"),
     "a cut GGUF": (["cut.gguf", "-p", "x"], "cut.gguf"),
     "a folder": (["model", "-p", "x"], "model"),
+    "no such file and an empty pipe": (["nowhere.gguf"], "nowhere.gguf"),
+    "an empty pipe": (["model.gguf"], "the prompt is empty"),
     "an empty prompt": (["model.gguf", "-p", "  "], "the prompt is empty"),
     "layers that are no number": (["model.gguf", "-p", "x", "--gpu-layers", "some"], "auto, all, or a number"),
     "a prompt longer than the context": (["model.gguf", "-p", "word " * 900, *GREEDY], "larger --ctx"),
