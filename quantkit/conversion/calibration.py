@@ -29,7 +29,7 @@ from quantkit.outputs.packed_folders import in_file_order
 from quantkit.outputs.plan import ConversionPlan
 from quantkit.packed.writer import FolderWriter
 from quantkit.progress import SILENT, Progress
-from quantkit.stream.stream import Stream
+from quantkit.stream.stream import Stream, StreamOptions
 from quantkit.workers import Workers
 
 _PIECE_ELEMENTS = 1 << 22
@@ -73,30 +73,10 @@ def calibrate(
         # BLAS would round its sums differently for each number of threads; the workers share the work instead
         stack.enter_context(threadpool_limits(1, "blas"))
         workers = stack.enter_context(Workers(plan.threads))
-        quantizers: list[LayerQuantizer] = []
-        for folder in plan.calibrated_folders:
-            writer = FolderWriter(partial_path(folder.folder), folder.shards, keep=journal.resumed)
-            stack.enter_context(writer)
-            method = quantizer_of(folder.request)
-            quantizers.append(method(folder, writer, native.whole, workers, calibration.propagate))
-        if not all(quantizer.writer.resumed for quantizer in quantizers):
-            _forget_layers(plan, journal)
-        rounder = None
-        if plan.gguf is not None and plan.gguf.request.solver == "feedback":
-            if not has_all_files(plan.gguf):
-                _forget_layers(plan, journal)
-            sources, columns = calibration.imatrix_sources, calibration.imatrix_columns
-            rounder = FeedbackRounder(plan.gguf, sources, columns, workers, keep=journal.resumed)
-            stack.enter_context(rounder)
-        stream = Stream(
-            native,
-            calibration.samples.tokens,
-            plan.work,
-            threads=plan.threads,
-            gram=calibration.gram,
-            propagate=calibration.propagate,
-            device=calibration.device,
-        )
+        quantizers = _quantizers(plan, calibration, journal, workers, stack)
+        rounder = _rounder(plan, calibration, journal, workers, stack)
+        options = StreamOptions(calibration.gram, calibration.propagate, calibration.device)
+        stream = Stream(native, calibration.samples.tokens, plan.work, threads=plan.threads, options=options)
         stack.enter_context(stream)
         progress.start("calibrating", count)
         first = _first_layer(plan, count, journal, stream)
@@ -128,6 +108,33 @@ def calibrate(
     return Calibration(_load_squares(plan, calibration), layers, journal.records[OUTSIDE_LAYERS], first, rounded)
 
 
+def _quantizers(
+    plan: ConversionPlan, calibration: CalibrationPlan, journal: Journal, workers: Workers, stack: ExitStack
+) -> list[LayerQuantizer]:
+    """The quantizer of each calibrated folder, with its files open. Files that are lost make the journal forget."""
+    quantizers: list[LayerQuantizer] = []
+    for folder in plan.calibrated_folders:
+        writer = FolderWriter(partial_path(folder.folder), folder.shards, keep=journal.resumed)
+        stack.enter_context(writer)
+        method = quantizer_of(folder.request)
+        quantizers.append(method(folder, writer, calibration.native.whole, workers, calibration.propagate))
+    if not all(quantizer.writer.resumed for quantizer in quantizers):
+        _forget_layers(plan, journal)
+    return quantizers
+
+
+def _rounder(
+    plan: ConversionPlan, calibration: CalibrationPlan, journal: Journal, workers: Workers, stack: ExitStack
+) -> FeedbackRounder | None:
+    """What rounds the GGUF types with error feedback, if they are asked for. Lost files make the journal forget."""
+    if plan.gguf is None or plan.gguf.request.solver != "feedback":
+        return None
+    if not has_all_files(plan.gguf):
+        _forget_layers(plan, journal)
+    sources, columns = calibration.imatrix_sources, calibration.imatrix_columns
+    return stack.enter_context(FeedbackRounder(plan.gguf, sources, columns, workers, keep=journal.resumed))
+
+
 def survey(plan: ConversionPlan, calibration: CalibrationPlan, progress: Progress) -> Squares:
     """The sums of squares of every input, from a separate run: error feedback needs the types before it begins.
 
@@ -136,16 +143,10 @@ def survey(plan: ConversionPlan, calibration: CalibrationPlan, progress: Progres
     folder = plan.work / "survey"
     squares: dict[LinearKey, tuple[NDArray[np.float64], int]] = {}
     folder.mkdir(exist_ok=True)
+    tokens, options = calibration.samples.tokens, StreamOptions(gram=False, device=calibration.device)
     with (
         threadpool_limits(1, "blas"),
-        Stream(
-            calibration.native,
-            calibration.samples.tokens,
-            folder,
-            threads=plan.threads,
-            gram=False,
-            device=calibration.device,
-        ) as stream,
+        Stream(calibration.native, tokens, folder, threads=plan.threads, options=options) as stream,
     ):
         progress.start("measuring inputs", len(calibration.layers))
         stream.embed()

@@ -25,7 +25,16 @@ from quantkit.outputs.plan import ConversionPlan
 from quantkit.outputs.target import Candidates
 from quantkit.progress import Progress
 from quantkit.quant.budget import choose_within
-from quantkit.stream.sensitivity import EMBEDDING, HEAD, Group, Sensitivity, coarsely_rounded, groups_of, sensitivity
+from quantkit.stream.sensitivity import (
+    EMBEDDING,
+    HEAD,
+    CoarseRounding,
+    Group,
+    Sensitivity,
+    coarsely_rounded,
+    groups_of,
+    sensitivity,
+)
 from quantkit.workers import Workers
 
 _T = GGMLQuantizationType
@@ -125,9 +134,8 @@ def _measure(
     return sensitivity(
         native,
         tokens[chosen, :length],
-        groups,
+        CoarseRounding(groups, levels),
         plan.work,
-        levels=levels,
         workers=workers,
         step=lambda number: progress.advance(1, f"layer {number + 1} of {native.decoder.n_layers}"),
     )

@@ -32,8 +32,8 @@ from quantkit.packed.registry import type_of
 from quantkit.progress import Progress
 from quantkit.stream.layer import LayerWeights
 from quantkit.stream.shared import bytes_per_token, shared_file
-from quantkit.stream.states import States
-from quantkit.stream.stream import Stream, states_file
+from quantkit.stream.states import States, states_file
+from quantkit.stream.stream import Stream, StreamOptions
 
 _SCORED = "scored"
 _MEMORY = memory_limit()
@@ -119,9 +119,8 @@ class FolderEngine:
 
     def _through_layers(self, windows: NDArray[np.int32], work: Path, journal: Journal, progress: Progress) -> None:
         layers = self.source.decoder.n_layers
-        with Stream(
-            self.source, windows, work, threads=self.threads, gram=False, device=self.device, sample_name="chunk"
-        ) as stream:
+        options = StreamOptions(gram=False, device=self.device, sample_name="chunk")
+        with Stream(self.source, windows, work, threads=self.threads, options=options) as stream:
             done = 0
             while _step(done) in journal.done:
                 done += 1

@@ -23,8 +23,7 @@ from quantkit.outputs.packed_folders import all_layers
 from quantkit.quant.gptq import ROUNDED_ROWS
 from quantkit.stream.sensitivity import LOGITS_AT_ONCE
 from quantkit.stream.shared import bytes_per_token
-from quantkit.stream.statistics import WIDE_BLOCK
-from quantkit.stream.stream import samples_at_once
+from quantkit.stream.statistics import WIDE_BLOCK, samples_at_once
 from quantkit.texts.samples import SampleRequest, Samples, load_samples
 
 GRAM_COPIES = 4

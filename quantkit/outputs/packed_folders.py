@@ -1,6 +1,5 @@
 """Folders of quantized weights to write: which linears are quantized, and the layout of every file."""
 
-import fnmatch
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,12 +13,12 @@ from quantkit.errors import UnsupportedError, UsageError
 from quantkit.families.base.native import Native
 from quantkit.forward.layer_linears import layer_linears
 from quantkit.forward.linears import LayerLinears, Linear
+from quantkit.outputs.quantized_linears import require_fit, skipped_linears
 from quantkit.packed.config import QUANTIZE_CONFIG
 from quantkit.packed.formats import DTYPES, FolderRequest, Format, Names, Stored
 from quantkit.packed.layout import Parts, Shard, every_tensor, folder_bytes, matrix_name, plan_folder
 from quantkit.packed.registry import FORMATS
 from quantkit.packed.writer import json_bytes
-from quantkit.quant.rounding import check_group
 
 __all__ = ["DTYPES", "FolderPlan", "FolderRequest", "all_layers", "plan_folder_of"]
 
@@ -160,16 +159,7 @@ def plan_folder_of(native: Native, layers: Sequence[LayerLinears], request: Fold
             " convert this model to GGUF"
         )
     stacks = _stacks(native, layers, label) if folder_format.for_mlx else {}
-    for pattern in request.skip:
-        if not any(fnmatch.fnmatchcase(linear.name, _anywhere(pattern)) for linear in linears):
-            raise UsageError(
-                f"--skip {pattern} matches no linear of this model; a linear name is for example {linears[0].name}"
-            )
-    skipped = {
-        linear.name: None
-        for linear in linears
-        if linear.kept or (request.skip and _is_skipped(linear.name, request.skip))
-    }
+    skipped = skipped_linears(linears, request.skip)
     quantized = {linear.name: linear for linear in linears if linear.name not in skipped}
     if not quantized:
         raise UsageError("--skip leaves no linear to quantize")
@@ -179,22 +169,7 @@ def plan_folder_of(native: Native, layers: Sequence[LayerLinears], request: Fold
             f"--skip matches {unstacked}, but {label} has all experts of a layer in one tensor; leave that --skip out"
         )
     last = {entry.linears[-1].name for layer in layers for entry in layer.inputs}
-    checked: set[tuple[int, int, bool, bool]] = set()
-    for linear in quantized.values():
-        kind = (linear.n_in, linear.n_out, linear.form.turned, linear.name in last)
-        if kind in checked:
-            continue
-        checked.add(kind)
-        if folder_format.calibrated:
-            check_group(linear.n_in, request.grid, linear.name)
-        elif linear.form.turned:
-            raise UnsupportedError(
-                f"{linear.name} is stored transposed, and no loader of {label} reads such a model; convert it to GGUF"
-            )
-        reason = folder_format.why_not(request.grid, linear.n_in, linear.n_out, last=linear.name in last)
-        if reason:
-            remedy = "choose another --group-size or type" if linear.name in stacks else f"add --skip {linear.name}"
-            raise UnsupportedError(f"{linear.name} does not fit {label}: {reason}; {remedy}")
+    require_fit(quantized.values(), last, request, stacks)
     kept = (*skipped, *native.decoder.outer_linears, *draft_layers(native))
     weights = tuple(_weights(native, quantized, request, stacks))
     head = native.architecture.head
@@ -293,12 +268,3 @@ def source_dtype(native: Native) -> str:
     """The 16-bit type of the source: float16 if its embedding is, else bfloat16."""
     stored = native.stored_type(native.decoder.embedding + ".weight")
     return "float16" if stored == np.float16 else "bfloat16"
-
-
-def _is_skipped(name: str, patterns: Sequence[str]) -> bool:
-    return any(fnmatch.fnmatchcase(name, _anywhere(pattern)) for pattern in patterns)
-
-
-def _anywhere(pattern: str) -> str:
-    """A plain word matches any part of a name, as in modules_to_not_convert."""
-    return pattern if any(letter in pattern for letter in "*?[") else f"*{pattern}*"

@@ -1,5 +1,6 @@
 """Expert routing of a layer, and the extra tokens that calibrate an expert which received too few."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,3 +27,23 @@ class Routes:
         picked = free[np.linspace(0, len(free) - 1, n_picked).round().astype(np.int64)]
         length = routed.shape[1]
         return {int(sample): picked[picked // length == sample] % length for sample in np.unique(picked // length)}
+
+
+@dataclass(frozen=True)
+class RoutedExpert:
+    """An expert of a layer and its tokens. `extra`: rows by sample of tokens of others, see `Routes.others`."""
+
+    layer: int
+    number: int
+    routes: Routes
+    extra: Mapping[int, NDArray[np.int64]]
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens that the router sends to the expert."""
+        return int((self.routes.chosen == self.number).sum())
+
+    def tokens_of(self, sample: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+        """The rows of its tokens in a sample, and the place of the expert among those of each token."""
+        rows, slots = np.nonzero(self.routes.chosen[sample] == self.number)
+        return rows, slots

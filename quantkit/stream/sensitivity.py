@@ -38,6 +38,14 @@ class Group:
 
 
 @dataclass(frozen=True)
+class CoarseRounding:
+    """What is rounded, one group at a time, and how coarsely: see `coarsely_rounded`."""
+
+    groups: Mapping[str, Group]
+    levels: int
+
+
+@dataclass(frozen=True)
 class Sensitivity:
     """`divergence`: mean KL divergence in nats by the name of the group.
 
@@ -84,23 +92,22 @@ def coarsely_rounded(rows: Array, levels: int) -> Array:
 def sensitivity(
     native: Source,
     tokens: NDArray[np.int32],
-    groups: Mapping[str, Group],
+    rounding: CoarseRounding,
     folder: Path,
     *,
-    levels: int,
     workers: Workers,
     step: Callable[[int], object] = lambda number: None,
 ) -> Sensitivity:
     """Round one group at a time and compare the logits with those of the unchanged model.
 
-    tokens: int32 (n_windows, n_tokens). folder: hidden states are kept in files here. levels: see `coarsely_rounded`.
+    tokens: int32 (n_windows, n_tokens). folder: hidden states are kept in files here.
     step: receives the number of each finished layer. The result does not depend on the number of threads.
 
     Raises:
         CalibrationError: a logit is not finite.
         ReadError, OutputError: a tensor or the states cannot be read or written.
     """
-    probe = _Probe(native, tokens, groups, folder, levels, workers)
+    probe = _Probe(native, tokens, rounding, folder, workers)
     try:
         for number in range(native.decoder.n_layers):
             probe.layer(number)
@@ -114,16 +121,11 @@ class _Probe:
     """The unchanged model (variant "") and one variant for each group; a variant starts at its first rounded layer."""
 
     def __init__(
-        self,
-        native: Source,
-        tokens: NDArray[np.int32],
-        groups: Mapping[str, Group],
-        folder: Path,
-        levels: int,
-        workers: Workers,
+        self, native: Source, tokens: NDArray[np.int32], rounding: CoarseRounding, folder: Path, workers: Workers
     ) -> None:
-        self.native, self.tokens, self.levels, self.workers = native, tokens, levels, workers
-        self.decoder, self.groups = native.decoder, groups
+        self.native, self.tokens, self.levels, self.workers = native, tokens, rounding.levels, workers
+        self.decoder, self.groups = native.decoder, rounding.groups
+        groups = rounding.groups
         self.order = ["", *groups]
         self.states = States(folder, len(self.order) * len(tokens), tokens.shape[1], self.decoder.width)
         layers = {name: self._first_layer(group) for name, group in groups.items()}

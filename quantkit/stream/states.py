@@ -61,3 +61,8 @@ class States:
         for descriptor in self._open.values():
             os.close(descriptor)
         self._open.clear()
+
+
+def states_file(number: int) -> str:
+    """The file of the input states of layer `number`. Two files alternate."""
+    return f"states-{number % 2}"

@@ -1,6 +1,6 @@
 """Statistics of a linear's input: sums over tokens. The tokens are not kept."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -16,6 +16,7 @@ SAMPLED = 8
 MOST_SAMPLED = 256
 WIDE_BLOCK = 1024
 """Columns of a wide Gram matrix that are summed together; up to twice that, all are."""
+_WAITING_BYTES = 128 << 20  # limit of the inputs of linears that wait for summation
 
 
 @dataclass
@@ -108,3 +109,29 @@ class Statistics:
 
         workers.map(add_columns, list(parts(width, WIDE_BLOCK)))
         return len(x)
+
+
+def samples_at_once(width: int, seq_len: int) -> int:
+    """Number of samples that may wait for the sums of `width` values a token, for any number of threads."""
+    return max(1, int(_WAITING_BYTES // (4 * max(width, 1) * seq_len)))
+
+
+def add_inputs(
+    statistics: Mapping[str, Statistics],
+    taps: Sequence[Mapping[str, Array]],
+    extra: Sequence[Mapping[str, Array]] = (),
+    workers: Workers = SERIAL,
+) -> None:
+    """Add the inputs of the linears in the order of samples: narrow inputs side by side, wide ones one by one.
+
+    taps, extra: by sample, the input of each key, see `Statistics.add`.
+    """
+
+    def add(key: str, shared: Workers = SERIAL) -> None:
+        pieces = [tap[key] for tap in taps if key in tap]
+        statistics[key].add(pieces, [tap[key] for tap in extra if key in tap], shared)
+
+    wide = [key for key, entry in statistics.items() if entry.is_wide]
+    workers.map(add, [key for key in statistics if key not in wide])
+    for key in wide:
+        add(key, workers)

@@ -6,8 +6,9 @@ time, each over the tokens that the router sends it.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,43 +23,38 @@ from quantkit.forward.layer_linears import layer_linears
 from quantkit.forward.linears import LayerLinears
 from quantkit.machine import release_freed_memory
 from quantkit.stream.layer import LayerWeights, keys_of, names_outside_experts, stored_names
-from quantkit.stream.routing import EXPERT_FLOOR, Routes
+from quantkit.stream.routing import EXPERT_FLOOR, RoutedExpert, Routes
 from quantkit.stream.shared import SharedStates
-from quantkit.stream.states import States
-from quantkit.stream.statistics import Statistics
-from quantkit.workers import SERIAL, Workers
+from quantkit.stream.states import States, states_file
+from quantkit.stream.statistics import Statistics, add_inputs, samples_at_once
+from quantkit.stream.watcher import Tensors, Watcher
+from quantkit.workers import Workers
 
-Tensors = dict[str, Array]
 _T = TypeVar("_T")
 
-# Limit of the linear inputs that wait for summation, in bytes.
-_WAITING_BYTES = 128 << 20
 # Tokens that an expert processes at once, if enough are routed to it.
 _EXPERT_TOKENS = 512
 
 
-class Watcher(Protocol):
-    """Receives the tensors and statistics of each layer. It may change the tensors: the forward does not use them
-    again.
+@dataclass(frozen=True)
+class StreamOptions:
+    """How samples run through the layers.
 
-    It returns the same tensors as a runtime will see them. A stream with `propagate` continues with these.
+    `gram`: sum Gram matrices, not only squares. `propagate`: the next layer receives the output of the quantized
+    layer, not of the source's. `device`: the torch device, None for numpy (see `find_device`). `sample_name`: the word
+    for a sample in errors.
     """
 
-    def dense(self, layer: LayerLinears, tensors: Tensors, statistics: Mapping[str, Statistics]) -> Tensors:
-        """Receive the layer without its routed experts."""
-
-    def expert(
-        self, layer: LayerLinears, expert: int, tensors: Tensors, statistics: Mapping[str, Statistics]
-    ) -> Tensors:
-        """Receive one routed expert of the layer, after `dense`."""
+    gram: bool = True
+    propagate: bool = False
+    device: Any = None
+    sample_name: str = "calibration sample"
 
 
 class Stream:
     """Runs `tokens` (int32, (n_samples, n_tokens)) through the layers of `native`.
 
-    `folder` holds the hidden states between layers. `gram`: sum Gram matrices, not only squares. `propagate`: the next
-    layer receives the output of the quantized layer, not of the source's. `device`: the torch device, None for numpy
-    (see `find_device`). `sample_name`: the word for a sample in errors.
+    `folder` holds the hidden states between layers.
     """
 
     def __init__(
@@ -68,18 +64,14 @@ class Stream:
         folder: Path,
         *,
         threads: int,
-        gram: bool = True,
-        propagate: bool = False,
-        device: Any = None,
-        sample_name: str = "calibration sample",
+        options: StreamOptions = StreamOptions(),
     ) -> None:
-        self.native, self.tokens, self.device, self.sample_name = native, tokens, device, sample_name
+        self.native, self.tokens, self.options = native, tokens, options
         # one sample uses the whole GPU
-        self.threads = threads if device is None else 1
-        self.gram, self.propagate = gram, propagate
+        self.threads = threads if options.device is None else 1
         self.decoder = native.decoder
         self.states = States(folder, len(tokens), tokens.shape[1], self.decoder.width)
-        self.shared = SharedStates(self.decoder, folder, len(tokens), tokens.shape[1], device)
+        self.shared = SharedStates(self.decoder, folder, len(tokens), tokens.shape[1], options.device)
         keep_freed_memory()
         self.workers = Workers(self.threads)
 
@@ -112,17 +104,17 @@ class Stream:
         tensors = self._load(names_outside_experts(self.native, linears))
         weights = self._weights(tensors, keys_of(dense))
         layer = self.decoder.layer(number, weights)
-        statistics = {entry.key: Statistics.of(entry.width, gram=self.gram) for entry in dense}
+        statistics = {entry.key: Statistics.of(entry.width, gram=self.options.gram) for entry in dense}
         if layer.experts is None:
             self._through(number, weights, statistics)
             quantized = watcher.dense(linears, tensors, statistics) if watcher else tensors
             release_freed_memory()
-            if self.propagate:
+            if self.options.propagate:
                 self._through(number, self._weights(quantized, {}), {})
             return
         routes = self._up_to_experts(number, weights, statistics)
         quantized = watcher.dense(linears, tensors, statistics) if watcher else tensors
-        if self.propagate:
+        if self.options.propagate:
             weights = self._weights(quantized, {})
             routes = self._up_to_experts(number, weights, {})
         for expert in range(expert_count(layer.experts, layer.layer)):
@@ -179,74 +171,71 @@ class Stream:
         tensors = self._load(stored_names(alone) & self.native.tensors.keys())
         recorded = inputs if watcher else ()
         weights = self._weights(tensors, keys_of(recorded))
-        statistics = {entry.key: Statistics.of(entry.width, gram=self.gram) for entry in recorded}
-        extra = routes.others(expert, EXPERT_FLOOR) if self.gram and watcher else {}
-        self._through_expert(number, expert, routes, weights, statistics, extra, add=not self.propagate)
+        statistics = {entry.key: Statistics.of(entry.width, gram=self.options.gram) for entry in recorded}
+        extra = routes.others(expert, EXPERT_FLOOR) if self.options.gram and watcher else {}
+        routed = RoutedExpert(number, expert, routes, extra)
+        self._through_expert(routed, weights, statistics, add=not self.options.propagate)
         quantized = watcher.expert(linears, expert, tensors, statistics) if watcher else tensors
-        if self.propagate:
-            self._through_expert(number, expert, routes, self._weights(quantized, {}), {}, {}, add=True)
+        if self.options.propagate:
+            self._through_expert(replace(routed, extra={}), self._weights(quantized, {}), {}, add=True)
 
     def _through_expert(
-        self,
-        number: int,
-        expert: int,
-        routes: Routes,
-        weights: LayerWeights,
-        statistics: Mapping[str, Statistics],
-        extra: Mapping[int, NDArray[np.int64]],
-        *,
-        add: bool,
+        self, expert: RoutedExpert, weights: LayerWeights, statistics: Mapping[str, Statistics], *, add: bool
     ) -> None:
-        """Run an expert on its tokens and on the rows of `extra` by sample; those count in the Gram matrix only.
+        """Run an expert on its tokens, and on its extra ones, which count in the Gram matrix only.
 
         `add`: add the expert's outputs to the next states.
         """
-
-        experts = self.decoder.architecture.experts
-        weighted_input = experts is not None and experts.weighted_input
-
-        def run(tap: LayerWeights, x: Array) -> Array:
-            layer = self.decoder.layer(number, tap)
-            assert layer.experts is not None
-            part, index = expert_part(layer.experts, layer.layer, expert)
-            return feed_forward(part, layer.layer, x, index)
+        n_samples, n_tokens = self.tokens.shape
+        # the number of samples that gives an expert a few hundred tokens at once
+        together = min(max(1, _EXPERT_TOKENS * n_samples // max(1, expert.n_tokens)), n_samples)
+        width = sum(len(entry.squares) for entry in statistics.values())
+        at_once = max(1, samples_at_once(width, n_tokens) // together)
 
         def some(samples: Sequence[int]) -> tuple[dict[str, Array], dict[str, Array]]:
-            routed_to = [np.nonzero(routes.chosen[sample] == expert) for sample in samples]
-            states = [self._read("seen", sample) for sample in samples]
-            tap, others = weights.tapped(), weights.tapped()
-            concatenate = namespace(states[0]).concatenate
-            weights_of = [
-                routes.share[sample, rows, slots][:, None]
-                for sample, (rows, slots) in zip(samples, routed_to, strict=True)
-            ]
-            routed = concatenate([x[rows] for x, (rows, _) in zip(states, routed_to, strict=True)])
-            if weighted_input:
-                routed = routed * place(np.concatenate(weights_of), device(routed))
-            if len(routed):
-                answers = fetch(run(tap, routed))
-                ends = np.cumsum([len(rows) for rows, _ in routed_to])
-                parts = np.split(answers, ends[:-1])
-                for sample, (rows, _), factors, part in zip(samples, routed_to, weights_of, parts, strict=True):
-                    if add and len(rows):
-                        fed = self.states.read(states_file(number + 1), sample)
-                        fed[rows] += part if weighted_input else part * factors
-                        self.states.write(states_file(number + 1), sample, fed)
-            unrouted = [x[extra[sample]] for x, sample in zip(states, samples, strict=True) if sample in extra]
-            if unrouted:
-                run(others, concatenate(unrouted))
-            return tap.inputs, others.inputs
+            return self._some_samples(expert, samples, weights, add=add)
 
-        # the number of samples that gives an expert a few hundred tokens at once
-        together = max(1, _EXPERT_TOKENS * len(self.tokens) // max(1, int((routes.chosen == expert).sum())))
-        together = min(together, len(self.tokens))
-        width = sum(len(entry.squares) for entry in statistics.values())
-        for batch in _groups(
-            _groups(range(len(self.tokens)), together), max(1, samples_at_once(width, self.tokens.shape[1]) // together)
-        ):
+        for batch in _groups(_groups(range(n_samples), together), at_once):
             results = self.workers.map(some, batch)
-            routed = [inputs for inputs, _ in results]
-            self._sum(statistics, routed, [others for _, others in results])
+            routed, others = ([taps[kind] for taps in results] for kind in (0, 1))
+            add_inputs(statistics, routed, others, self.workers)
+
+    def _some_samples(
+        self, expert: RoutedExpert, samples: Sequence[int], weights: LayerWeights, *, add: bool
+    ) -> tuple[dict[str, Array], dict[str, Array]]:
+        """Run an expert on its tokens of some samples; the inputs of its linears, and those of the extra tokens."""
+        experts = self.decoder.architecture.experts
+        weighted_input = experts is not None and experts.weighted_input
+        routed_to = [expert.tokens_of(sample) for sample in samples]
+        states = [self._read("seen", sample) for sample in samples]
+        tap, others = weights.tapped(), weights.tapped()
+        concatenate = namespace(states[0]).concatenate
+        weights_of = [
+            expert.routes.share[sample, rows, slots][:, None]
+            for sample, (rows, slots) in zip(samples, routed_to, strict=True)
+        ]
+        routed = concatenate([x[rows] for x, (rows, _) in zip(states, routed_to, strict=True)])
+        if weighted_input:
+            routed = routed * place(np.concatenate(weights_of), device(routed))
+        if len(routed):
+            answers = fetch(self._feed_forward(expert, tap, routed))
+            ends = np.cumsum([len(rows) for rows, _ in routed_to])
+            parts = np.split(answers, ends[:-1])
+            for sample, (rows, _), factors, part in zip(samples, routed_to, weights_of, parts, strict=True):
+                if add and len(rows):
+                    fed = self.states.read(states_file(expert.layer + 1), sample)
+                    fed[rows] += part if weighted_input else part * factors
+                    self.states.write(states_file(expert.layer + 1), sample, fed)
+        extra = [x[expert.extra[sample]] for x, sample in zip(states, samples, strict=True) if sample in expert.extra]
+        if extra:
+            self._feed_forward(expert, others, concatenate(extra))
+        return tap.inputs, others.inputs
+
+    def _feed_forward(self, expert: RoutedExpert, tap: LayerWeights, x: Array) -> Array:
+        layer = self.decoder.layer(expert.layer, tap)
+        assert layer.experts is not None
+        part, index = expert_part(layer.experts, layer.layer, expert.number)
+        return feed_forward(part, layer.layer, x, index)
 
     def _join(self, number: int, weights: LayerWeights) -> None:
         def one(sample: int) -> None:
@@ -262,26 +251,9 @@ class Stream:
         """Call `one` for every sample, and sum its taps in the order of samples."""
         width = sum(len(entry.squares) for entry in statistics.values())
         for batch in _groups(range(len(self.tokens)), samples_at_once(width, self.tokens.shape[1])):
-            self._sum(statistics, self.workers.map(one, batch))
+            add_inputs(statistics, self.workers.map(one, batch), workers=self.workers)
             # Each thread frees into an arena of its own, which keeps its pages: peaks of phases would add up.
             release_freed_memory()
-
-    def _sum(
-        self,
-        statistics: Mapping[str, Statistics],
-        taps: Sequence[Mapping[str, Array]],
-        extra: Sequence[Mapping[str, Array]] = (),
-    ) -> None:
-        """Add the inputs of the linears in the order of samples: narrow inputs side by side, wide ones one by one."""
-
-        def add(key: str, workers: Workers = SERIAL) -> None:
-            pieces = [tap[key] for tap in taps if key in tap]
-            statistics[key].add(pieces, [tap[key] for tap in extra if key in tap], workers)
-
-        wide = [key for key, entry in statistics.items() if entry.is_wide]
-        self.workers.map(add, [key for key in statistics if key not in wide])
-        for key in wide:
-            add(key, self.workers)
 
     def _context(self, number: int, sample: int) -> Context:
         """What layer `number` needs of a sample beside its hidden states."""
@@ -290,14 +262,14 @@ class Stream:
         return context
 
     def _read(self, name: str, sample: int) -> Array:
-        x: Array = place(self.states.read(name, sample), self.device)
+        x: Array = place(self.states.read(name, sample), self.options.device)
         return x
 
     def _load(self, names: Iterable[str]) -> Tensors:
         return {name: np.array(self.native.whole(name), np.float32) for name in sorted(names)}
 
     def _weights(self, tensors: Tensors, keys: Mapping[tuple[str, int], str]) -> LayerWeights:
-        native, there = self.native, {name: place(values, self.device) for name, values in tensors.items()}
+        native, there = self.native, {name: place(values, self.options.device) for name, values in tensors.items()}
         return LayerWeights(native.whole, native.rows, native.tensors.keys(), native.round_input, there, keys)
 
     def _check_finite(self, x: Array, stage: str, sample: int) -> None:
@@ -305,7 +277,7 @@ class Stream:
         if not np.isfinite(float(x.sum())):
             raise CalibrationError(
                 f"{stage.rstrip('.')} gives hidden states that are not finite (NaN or infinite) for"
-                f" {self.sample_name} {sample + 1}; check the checkpoint for damage, or use another text"
+                f" {self.options.sample_name} {sample + 1}; check the checkpoint for damage, or use another text"
             )
 
     def close(self) -> None:
@@ -319,16 +291,6 @@ class Stream:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def samples_at_once(width: int, seq_len: int) -> int:
-    """Number of samples that may wait for the sums of `width` values a token, for any number of threads."""
-    return max(1, int(_WAITING_BYTES // (4 * max(width, 1) * seq_len)))
-
-
-def states_file(number: int) -> str:
-    """The file of the input states of layer `number`. Two files alternate."""
-    return f"states-{number % 2}"
 
 
 def _groups(items: Sequence[_T], size: int) -> list[Sequence[_T]]:

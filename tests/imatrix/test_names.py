@@ -15,7 +15,8 @@ from quantkit.forward.linears import LayerLinears
 from quantkit.imatrix.file import load_imatrix, write_imatrix
 from quantkit.imatrix.names import LinearKey, as_imatrix, collect_imatrix, imatrix_columns, imatrix_sources
 from quantkit.stream.statistics import Statistics
-from quantkit.stream.stream import Stream, Tensors
+from quantkit.stream.stream import Stream, StreamOptions
+from quantkit.stream.watcher import Tensors
 from tests.families.expected import read_gguf, write_checkpoint
 from tests.families.models import forward_cases
 from tests.helpers.conversions import to_gguf
@@ -56,7 +57,7 @@ class KeptSquares:
 def squares_of(native: Native, tokens: NDArray[np.int32], folder: Path) -> Squares:
     keep = KeptSquares()
     folder.mkdir()
-    with Stream(native, tokens, folder, threads=2, gram=False) as stream:
+    with Stream(native, tokens, folder, threads=2, options=StreamOptions(gram=False)) as stream:
         stream.embed()
         for number in range(native.decoder.n_layers):
             stream.layer(number, keep)

@@ -11,7 +11,7 @@ from quantkit.families import open_model
 from quantkit.families.base.native import Native
 from quantkit.forward.forward import Decoder
 from quantkit.forward.weights import Weights
-from quantkit.stream.sensitivity import EMBEDDING, HEAD, coarsely_rounded, groups_of, sensitivity
+from quantkit.stream.sensitivity import EMBEDDING, HEAD, CoarseRounding, coarsely_rounded, groups_of, sensitivity
 from quantkit.workers import Workers
 from tests.families.expected import write_checkpoint
 from tests.helpers.tiny import tiny_llama
@@ -52,7 +52,7 @@ def test_the_divergence_of_each_group_is_that_of_the_model_with_these_matrices_r
         native = Native(checkpoint, nearest=True)
         groups, _ = groups_of(native, 2)
         tied = native.decoder.head == native.decoder.embedding
-        measured = sensitivity(native, TOKENS, groups, tmp_path, levels=2, workers=workers)
+        measured = sensitivity(native, TOKENS, CoarseRounding(groups, 2), tmp_path, workers=workers)
         clean = logits(native, {})
         for group in groups.values():
             if tied and group.name in (EMBEDDING, HEAD):
@@ -87,6 +87,6 @@ def test_the_result_does_not_depend_on_the_number_of_threads(tmp_path: Path) -> 
                 groups, _ = groups_of(native, 2)
                 folder = tmp_path / str(threads)
                 folder.mkdir()
-                results.append(sensitivity(native, TOKENS, groups, folder, levels=3, workers=workers))
+                results.append(sensitivity(native, TOKENS, CoarseRounding(groups, 3), folder, workers=workers))
     assert dict(results[0].divergence) == dict(results[1].divergence)
     assert (results[0].head_squares == results[1].head_squares).all()

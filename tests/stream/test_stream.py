@@ -24,7 +24,8 @@ from quantkit.stream import stream as stream_module
 from quantkit.stream.routing import Routes
 from quantkit.stream.states import States
 from quantkit.stream.statistics import Statistics
-from quantkit.stream.stream import Stream, Tensors
+from quantkit.stream.stream import Stream, StreamOptions
+from quantkit.stream.watcher import Tensors
 from tests.families.expected import write_checkpoint
 from tests.helpers.peer import REPOSITORY, peer_converter
 
@@ -61,11 +62,11 @@ def tokens_for(native: Native) -> np.ndarray:
     return np.random.default_rng(1).integers(3, int(native.config["vocab_size"]), SHAPE).astype(np.int32)
 
 
-def streamed(native: Native, folder: Path, **options: object) -> tuple[Kept, list[LayerLinears], np.ndarray]:
+def streamed(native: Native, folder: Path, *, gram: bool = True) -> tuple[Kept, list[LayerLinears], np.ndarray]:
     """All layers through the stream; what a watcher saw, the layers, the last states."""
     tokens, kept = tokens_for(native), Kept()
     folder.mkdir(exist_ok=True)
-    with Stream(native, tokens, folder, **{"threads": 2, **options}) as stream:  # type: ignore[arg-type]
+    with Stream(native, tokens, folder, threads=2, options=StreamOptions(gram=gram)) as stream:
         stream.embed()
         count = native.decoder.n_layers
         for number in range(count):
@@ -219,7 +220,7 @@ def test_propagated_states_are_those_of_the_tensors_handed_back(name: str, tmp_p
     with open_checkpoint(str(write_checkpoint(name, tmp_path / name))) as checkpoint:
         native = Native(checkpoint)
         tokens = tokens_for(native)
-        with Stream(native, tokens, tmp_path, threads=2, propagate=True) as stream:
+        with Stream(native, tokens, tmp_path, threads=2, options=StreamOptions(propagate=True)) as stream:
             stream.embed()
             for number in range(native.decoder.n_layers):
                 stream.layer(number, Halved())
