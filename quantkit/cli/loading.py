@@ -7,6 +7,7 @@ look at all of them again and again: a fifth of the time before the first tensor
 import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 
 
 def begin_loading() -> None:
@@ -26,7 +27,11 @@ def loading() -> Iterator[None]:
     try:
         yield
     finally:
-        # once in a process: what a later block finds may be garbage
-        if not gc.get_freeze_count():
-            gc.freeze()
+        _freeze_once()
         end_loading()
+
+
+@cache
+def _freeze_once() -> None:
+    """Once in a process: what a later block finds may be garbage."""
+    gc.freeze()
