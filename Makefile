@@ -82,6 +82,8 @@ INPUTS := .cache/inputs.stamp
 $(INPUTS): $(VENV)/dev.stamp tests/helpers/inputs.py
 	@echo "fetching and compiling what the tests compare with (once)"
 	$(BIN)/python -m tests.helpers.inputs $@
+# pytest stores the tests' bytecode; else each worker compiles all of it, and both wait
+	-@$(BIN)/python -m pytest -m "not full" --collect-only > /dev/null
 
 test: lint $(INPUTS)
 	$(BIN)/python -m pytest -m "not full" -n $(WORKERS) --dist $(DIST) --no-loadscope-reorder

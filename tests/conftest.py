@@ -3,8 +3,8 @@
 import gc
 import os
 import subprocess
-from collections.abc import Iterator
-from contextlib import ExitStack, nullcontext
+from collections.abc import Callable, Generator, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import cache, partial
 from types import SimpleNamespace
 from typing import Any
@@ -36,7 +36,21 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--write-snapshots", action="store_true", help="rewrite tests/cli/snapshots")
 
 
-@pytest.fixture(scope="session", autouse=True)
+def pytest_configure(config: pytest.Config) -> None:
+    for plugin in config.pluginmanager.get_plugins():
+        if hasattr(plugin, "sendevent") and not config.option.durations:
+            plugin.sendevent = partial(_send_result, plugin.sendevent)
+
+
+def _send_result(send: Callable[..., None], name: str, **values: Any) -> None:
+    """Send what pytest-xdist's main process counts. Of six messages for a test that passes, four say nothing new."""
+    report = values.get("data") if name == "testreport" else None
+    if name in ("logstart", "logfinish") or (report and report["when"] != "call" and report["outcome"] == "passed"):
+        return
+    send(name, **values)
+
+
+@contextmanager
 def shared_llama_child() -> Iterator[None]:
     """Short questions to llama.cpp go to one process; tests/llamacpp/test_session.py has the real one."""
     child = SharedChild()
@@ -48,7 +62,7 @@ def shared_llama_child() -> Iterator[None]:
     child.close()
 
 
-@pytest.fixture(scope="session", autouse=True)
+@contextmanager
 def llama_children_forked() -> Iterator[None]:
     """llama.cpp's children are forks of one that has loaded it; tests/llamacpp/test_session.py has the real ones."""
     forking = SimpleNamespace(**{**vars(subprocess), "Popen": partial(start_process, modules=LLAMA_CHILD)})
@@ -56,7 +70,7 @@ def llama_children_forked() -> Iterator[None]:
         yield
 
 
-@pytest.fixture(scope="session", autouse=True)
+@contextmanager
 def forked_render_child() -> Iterator[None]:
     """Templates render in a fork of one interpreter; tests/chat/test_render.py has quantkit's own child."""
     child = ForkedChild()
@@ -65,35 +79,35 @@ def forked_render_child() -> Iterator[None]:
     child.close()
 
 
-@pytest.fixture(scope="session", autouse=True)
+@contextmanager
 def commands_made_once() -> Iterator[None]:
     """A command's options are made into a parser once, not for each command that a test runs."""
     with patch.object(cli, "load_command", cache(cli.load_command)):
         yield
 
 
-@pytest.fixture(scope="session", autouse=True)
+@contextmanager
 def bake_steps_here() -> Iterator[None]:
     """The commands of a bake run in this process; tests/recipes/test_bake_process.py has bake's own processes."""
     with patch.object(bake_process, "run_process", run_here):
         yield
 
 
-@pytest.fixture(scope="session", autouse=True)
+@contextmanager
 def fewer_plots() -> Iterator[None]:
     """Commands draw one kind of plot; tests/report and tests/cli/test_measure.py draw all."""
     with perplexity_alone():
         yield
 
 
-@pytest.fixture(scope="session", autouse=True)
+@contextmanager
 def tokens_made_once() -> Iterator[None]:
     """The default calibration text is tokenized once with each tokenizer."""
     with remembered_tokens():
         yield
 
 
-@pytest.fixture(scope="session", autouse=True)
+@contextmanager
 def blas_of_one_thread() -> Iterator[None]:
     """Each worker has a core. Threads of OpenBLAS wait for each other by spinning, which made some tests five times
     as long. Processes that tests start have the threads that they have for users.
@@ -102,21 +116,14 @@ def blas_of_one_thread() -> Iterator[None]:
         yield
 
 
-@pytest.fixture
-def blas_of_many_threads() -> Iterator[None]:
-    """OpenBLAS as in a user's process, for tests that its threads change no byte."""
-    with threadpool_limits(4, "blas"):
-        yield
-
-
-@pytest.fixture(scope="session", autouse=True)
+@contextmanager
 def reader_of_plain_arrays() -> Iterator[None]:
     """The gguf package's reader, without np.memmap; tests/helpers/test_quick_reader.py compares it with its own."""
     with quick_reader():
         yield
 
 
-@pytest.fixture(scope="session", autouse=True)
+@contextmanager
 def nothing_flushed() -> Iterator[None]:
     """No file of a test outlives the machine, and each flush takes milliseconds in which a worker waits.
 
@@ -129,7 +136,7 @@ def nothing_flushed() -> Iterator[None]:
         yield
 
 
-@pytest.fixture(scope="session", autouse=True)
+@contextmanager
 def freed_memory_kept() -> Iterator[None]:
     """This process keeps memory that commands free: a return walks its whole heap, and the next command faults it in.
 
@@ -139,12 +146,50 @@ def freed_memory_kept() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def shared_by_all_tests() -> Iterator[None]:
+    """All of the above in one fixture: pytest looks up each one anew for each of thousands of tests."""
+    with ExitStack() as stack:
+        for part in (
+            shared_llama_child,
+            llama_children_forked,
+            forked_render_child,
+            commands_made_once,
+            bake_steps_here,
+            fewer_plots,
+            tokens_made_once,
+            blas_of_one_thread,
+            reader_of_plain_arrays,
+            nothing_flushed,
+            freed_memory_kept,
+        ):
+            stack.enter_context(part())
+        yield
+
+
+@pytest.fixture
+def blas_of_many_threads() -> Iterator[None]:
+    """OpenBLAS as in a user's process, for tests that its threads change no byte."""
+    with threadpool_limits(4, "blas"):
+        yield
+
+
 @pytest.fixture(autouse=True)
 def unchanged_environment() -> Iterator[None]:
     """No test leaves another environment: later commands would start processes of their own, without patches."""
     before = current_environment()
     yield
     assert current_environment() == before
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, Any, Any]:
+    """Collect tests without the garbage collector, which would look at a million new objects again and again."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
 
 
 def pytest_collection_finish() -> None:

@@ -42,7 +42,7 @@ def commands(pages: Sequence[Path] = PAGES) -> list[list[str]]:
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the names of the pages: FOLDER, ADAPTER, MODEL-BF16.gguf, imatrix.gguf, text.jsonl, recipes."""
     folder = tmp_path_factory.mktemp("readme")
-    tiny_llama(folder / "FOLDER", variant="llama3", intermediate=256)
+    tiny_llama(folder / "FOLDER", variant="llama3", intermediate=256, layers=1)
     assert quantkit("gguf", "FOLDER", "-t", "bf16", "-o", ".", cwd=folder).code == 0
     shutil.move(folder / "FOLDER-GGUF" / "FOLDER-BF16.gguf", folder / "MODEL-BF16.gguf")
     a_random_imatrix(folder / "imatrix.gguf", folder / "MODEL-BF16.gguf")
@@ -54,8 +54,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def a_text() -> str:
     """The guides as calibration text: JSON lines, a paragraph each."""
+    guides = sorted((ROOT / "docs" / "guides").glob("*.md"))
     return "".join(
-        json.dumps({"text": paragraph}) + "\n" for page in PAGES for paragraph in page.read_text("utf-8").split("\n\n")
+        json.dumps({"text": paragraph}) + "\n" for page in guides for paragraph in page.read_text("utf-8").split("\n\n")
     )
 
 

@@ -2,14 +2,18 @@
 
 import json
 import shutil
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 from jsonschema import Draft202012Validator
 
 from quantkit.cli import COMMANDS
+from quantkit.measurement import costs
+from quantkit.measurement.speed import SpeedTests
+from quantkit.measurement.speed_rows import measure_speeds
 from tests.helpers.adapters import AdapterCase, write_adapter
 from tests.helpers.command import quantkit
 from tests.helpers.tiny import tiny_llama
@@ -68,7 +72,7 @@ MADE_BY = {
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a tiny model, a text, recipes, and the outputs and report of the model."""
     folder = tmp_path_factory.mktemp("schemas")
-    tiny_llama(folder / "FOLDER", variant="llama3", intermediate=256)
+    tiny_llama(folder / "FOLDER", variant="llama3", intermediate=256, layers=1)
     write_adapter(folder / "ADAPTER", folder / "FOLDER", AdapterCase())
     shutil.copytree(ROOT / "recipes", folder / "recipes")
     pages = sorted((ROOT / "docs" / "guides").glob("*.md"))
@@ -79,7 +83,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     (folder / "convert.json").write_text(json.dumps(convert), "utf-8")
     models = ("FOLDER", "FOLDER-GGUF/FOLDER-Q8_0.gguf", "FOLDER-AWQ")
-    measured = answer(folder, "measure", *models, *MEASURE, "--speed")
+    short = partial(measure_speeds, tests=SpeedTests(n_prompt=64, n_generate=8, repetitions=2))
+    with patch.object(costs, "measure_speeds", short):
+        measured = answer(folder, "measure", *models, *MEASURE, "--speed")
     (folder / "measure.json").write_text(json.dumps(measured), "utf-8")
     return folder
 
