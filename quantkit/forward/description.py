@@ -197,6 +197,7 @@ class Architecture:
         base: prefix of all names but the head's; checkpoints saved from the bare model lack it.
         layer: prefix of a layer's names.
         positions: the tensor of learned positions; `first_position` is its row for the first token.
+        embedding_norm: the norm of the embeddings; `embedding_norm_kind` where it differs from `norm`.
         first_normed: whether the first layer has `attention_norm`.
         token_types: the tensor of token types; its first row is added to every embedding.
         norms_after: the kinds of `after_attention` and `after_feed`, where they differ from `norm`.
@@ -212,7 +213,7 @@ class Architecture:
         altup: several streams of hidden states.
         laurel: a low-rank residual beside attention.
         layer_scale: the tensor of one number that multiplies a layer's output.
-        last_norm: the norm after the last layer, or "".
+        last_norm: the norm after the last layer, or ""; `last_norm_kind` where it differs from `norm`.
         tied: whether the embedding is the head where config.json does not say.
         per_layer: the config of a layer, where layers differ in sizes.
         variant: fields that depend on config.json.
@@ -225,6 +226,7 @@ class Architecture:
     base: str = "model."
     embedding: str = "embed_tokens"
     embedding_norm: str | None = None
+    embedding_norm_kind: Norm | None = None
     embedding_scale: Callable[[Config], float] = lambda _: 1.0
     positions: str | None = None
     first_position: Callable[[Config], int] = lambda _: 0
@@ -257,6 +259,7 @@ class Architecture:
     laurel: Laurel | None = None
     layer_scale: str | None = None
     last_norm: str = "norm"
+    last_norm_kind: Norm | None = None
     head: str = "lm_head"
     tied: bool = False
     logit_scale: Callable[[Config], float] = lambda _: 1.0

@@ -82,7 +82,8 @@ class Decoder:
         if architecture.token_types:
             x = x + f32(weights.rows(self.base + architecture.token_types + ".weight", 0, 1))
         if architecture.embedding_norm:
-            x = self._at(weights, 0, "").norm(self.base + architecture.embedding_norm, x, architecture.norm)
+            kind = architecture.embedding_norm_kind or architecture.norm
+            x = self._at(weights, 0, "").norm(self.base + architecture.embedding_norm, x, kind)
         return x
 
     @property
@@ -154,7 +155,8 @@ class Decoder:
         if architecture.altup:
             x = merged(architecture.altup, self.weights, self.base, x, self.streams)
         if architecture.last_norm:
-            x = self._at(self.weights, 0, "").norm(self.base + architecture.last_norm, x, architecture.norm)
+            kind = architecture.last_norm_kind or architecture.norm
+            x = self._at(self.weights, 0, "").norm(self.base + architecture.last_norm, x, kind)
         if not self.head:
             return x
         logits = self.weights.linear(self.head, x, int(self.config["vocab_size"]))

@@ -28,12 +28,14 @@ class Layer:
     def norm(self, name: str, x: Array, norm: Norm, eps: float | None = None) -> Array:
         """x after the norm `name` of the layer, with its weight and bias if it has them."""
         bias = name + ".bias"
+        if eps is None:
+            eps = self.eps if norm.eps is None else norm.eps
         return normalise(
             x,
             self.vector(name + ".weight", x) if norm.weighted else None,
             self.vector(bias, x) if self.weights.has(bias) else None,
             norm,
-            self.eps if eps is None else eps,
+            eps,
         )
 
 

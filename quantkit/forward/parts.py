@@ -15,8 +15,12 @@ class Form:
 
 @dataclass(frozen=True)
 class Norm:
-    """An RMSNorm or a LayerNorm; `offset` is added to the weight; `weighted` False: it has none."""
+    """An RMSNorm or a LayerNorm; `offset` is added to the weight; `weighted` False: it has none.
+
+    `eps`: an epsilon of its own; None: the model's.
+    """
 
     kind: Literal["rms", "layer"] = "rms"
     offset: float = 0.0
     weighted: bool = True
+    eps: float | None = None

@@ -92,7 +92,10 @@ class Key:
 
 @dataclass(frozen=True)
 class Computed:
-    """A tensor that is derived from config.json instead of read: float32 values or None if it does not apply."""
+    """A tensor that is derived from config.json instead of read: float32 values or None if it does not apply.
+
+    Every layer has one if `target` holds `{layer}`.
+    """
 
     target: str
     values: Callable[[Hyperparameters], NDArray[np.float32] | None]

@@ -42,7 +42,11 @@ def map_tensors(family: Family, sizes: Hyperparameters, tensors: Mapping[str, Sh
     for extra in family.computed:
         values = extra.values(sizes)
         if values is not None:
-            mapped.append(MappedTensor(extra.target, values.shape, values=values))
+            targets = [extra.target.format(layer=layer) for layer in range(sizes.n_layer)]
+            mapped += [
+                MappedTensor(target, values.shape, values=values)
+                for target in (targets if "{layer}" in extra.target else [extra.target])
+            ]
     return mapped
 
 
