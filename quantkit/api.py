@@ -23,6 +23,7 @@ from quantkit.outputs.opening import merge_adapters, open_convertible
 from quantkit.outputs.plan import ConversionRequest
 from quantkit.outputs.planner import plan_conversion
 from quantkit.outputs.request import ConvertOptions, conversion_request
+from quantkit.packed.registry import FORMATS
 from quantkit.planning.plan import PlanOptions
 from quantkit.planning.plan import plan as plan_model
 from quantkit.planning.result import Plan
@@ -92,7 +93,7 @@ def convert(
     """
     options = options or ConvertOptions()
     offline = options.calibration.offline
-    access = Access(offline, stream=options.stream)
+    access = Access(offline, stream=options.stream, code=not set(FORMATS).isdisjoint(map(str.lower, types)))
     with closing(open_convertible(str(source), access, adapters=options.adapters)) as opened:
         merge_adapters(opened, options.adapters, offline=offline, progress=progress)
         request = conversion_request(types, Path(output), options, is_gguf=isinstance(opened, Model))

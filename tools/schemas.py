@@ -108,6 +108,7 @@ RECORD = {
             "architecture?": "string?",
             "quantized_linears?": "integer",
             "kept_linears?": ["string"],
+            "remote_code?": {"files": Map("string"), "repositories": ["string"]},
             "tokens_per_expert?": Map(ANYTHING),
             "damping_raised?": Map(ANYTHING),
             "experts_that_learned_from_others_tokens?": ANYTHING,

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import cached_property
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from huggingface_hub import constants
 
@@ -29,11 +29,13 @@ from quantkit.checkpoint.folder import (
 )
 from quantkit.checkpoint.hub_errors import UnreachableError, is_transient
 from quantkit.checkpoint.huggingface import HuggingFace
+from quantkit.checkpoint.jsonfile import read_hints
 from quantkit.checkpoint.modelscope import ModelScope
 from quantkit.checkpoint.modules import module_files
 from quantkit.checkpoint.not_checkpoint import describe_names
 from quantkit.checkpoint.quantized.settings import BESIDE, is_possibly_stale
 from quantkit.checkpoint.ranges import Ranges
+from quantkit.checkpoint.remote_code import LARGEST, references, with_imports
 from quantkit.checkpoint.remote_headers import fetch_headers
 from quantkit.checkpoint.repository import Listing, Repository
 from quantkit.checkpoint.sources import SETTINGS_FILES, Access, Checks, HubId, checked_config, open_folder
@@ -102,6 +104,8 @@ def _open_listed(request: Request, listing: Listing) -> Checkpoint:
     for name in sorted(listing.sizes):
         if _is_small_file(name):
             _download(repository, listing, name)
+    if access.code:
+        _download_code(repository, listing, [config, read_hints(folder / "tokenizer_config.json")])
     chosen = choose_weights(listing.sizes, request.source)
     if chosen.index is not None:
         _download(repository, listing, chosen.index)
@@ -232,6 +236,16 @@ def _download(repository: Repository, listing: Listing, name: str, *, by_user_re
         name,
         lambda: repository.download(listing, name, lambda done: None, by_user_revision=by_user_revision),
     )
+
+
+def _download_code(repository: Repository, listing: Listing, configs: list[dict[str, Any]]) -> None:
+    """Fetch the Python files that these configs name (auto_map), with what they import; nothing runs them."""
+
+    def read(name: str) -> bytes | None:
+        known = name in listing.sizes and (listing.sizes[name] or 0) <= LARGEST
+        return _download(repository, listing, name).read_bytes() if known else None
+
+    with_imports(references(configs)[0], read)
 
 
 def _download_weights(request: Request, listing: Listing, files: list[str]) -> None:

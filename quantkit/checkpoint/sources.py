@@ -108,6 +108,7 @@ class Access:
         offline: use only the cache, as HF_HUB_OFFLINE does.
         headers_only: fetch only the safetensors headers of the weights, by range requests; rows cannot be read then.
         stream: read rows by range requests when they are asked for, unless the cache has the files.
+        code: fetch the Python files that config.json names, too (see `remote_code`); they are copied, never executed.
         token: the user's token, in place of the stored one.
         cache_dir: a cache in place of the hub's standard one.
     """
@@ -115,6 +116,7 @@ class Access:
     offline: bool = False
     headers_only: bool = False
     stream: bool = False
+    code: bool = False
     token: str | None = None
     cache_dir: Path | None = None
 

@@ -121,7 +121,7 @@ def _planned(
     types, options = convert_options(conversion, work, is_gguf=plain_gguf)
     request = conversion_request(types, conversion.output.output, options, is_gguf=plain_gguf)
     opened: Checkpoint | Model
-    access = Access(work.offline, headers_only=work.dry_run, stream=work.stream)
+    access = Access(work.offline, headers_only=work.dry_run, stream=work.stream, code=bool(request.folders))
     if base is not None:
         opened = checkpoint_of_gguf(Path(source), base, offline=work.offline)
     elif request.folders and not plain_gguf:

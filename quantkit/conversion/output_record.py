@@ -4,6 +4,7 @@ Format `quantkit-origin` version 1: `outputs` maps the stem of an output's files
 entry. Several commands that write into one folder keep each other's entries.
 """
 
+import hashlib
 import json
 import time
 from collections.abc import Mapping, Sequence
@@ -12,12 +13,25 @@ from pathlib import Path
 from typing import Any
 
 from quantkit import __version__
+from quantkit.checkpoint.remote_code import remote_code
 from quantkit.errors import CheckpointError
 from quantkit.files import write_atomically
 from quantkit.gguf.kernels import accelerated, library
 from quantkit.inspection.record import FILE_NAME, FORMAT, VERSION, parse_record
 from quantkit.machine import peak_memory
 from quantkit.verify.check import Check
+
+
+def code_facts(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
+    """The entry on the Python files that a written folder has and its configs name; {} without any.
+
+    It has the sha256 of each file, and the other repositories that `auto_map` names.
+    """
+    code = remote_code(folder, config)
+    if not code.files and not code.repositories:
+        return {}
+    files = {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in code.files.items()}
+    return {"remote_code": {"files": files, "repositories": list(code.repositories)}}
 
 
 @dataclass(frozen=True)

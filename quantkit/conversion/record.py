@@ -5,7 +5,7 @@ from typing import Any
 
 from quantkit.conversion.calibration import Calibration
 from quantkit.conversion.gguf_layers import without_feedback
-from quantkit.conversion.output_record import OutputRecord, record_outputs
+from quantkit.conversion.output_record import OutputRecord, code_facts, record_outputs
 from quantkit.conversion.type_choice import TypeChoice
 from quantkit.errors import CheckpointError
 from quantkit.files import partial_path
@@ -159,6 +159,7 @@ def _folder_facts(plan: ConversionPlan, folder: FolderPlan) -> dict[str, Any]:
         "options": options | {"skip": list(request.skip), "dtype": request.dtype},
         "quantized_linears": len(folder.quantized),
         "kept_linears": list(folder.kept),
+        **code_facts(partial_path(folder.folder), plan.native.config),
     }
 
 

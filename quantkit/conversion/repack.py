@@ -10,7 +10,7 @@ import numpy as np
 
 from quantkit.checkpoint.quantized.awq_gptq import AwqGptqScheme
 from quantkit.checkpoint.quantized.scheme import PackedLinear
-from quantkit.conversion.output_record import OutputRecord, record_outputs
+from quantkit.conversion.output_record import OutputRecord, code_facts, record_outputs
 from quantkit.errors import OutputError, QuantkitError, UnsupportedError, VerificationError
 from quantkit.families import find_architecture
 from quantkit.files import partial_path, refuse_existing, remove, require_space
@@ -242,6 +242,7 @@ def _record(plan: RepackPlan, partial: Path, checks: tuple[Check, ...], seconds:
             "options": {"bits": grid.bits, "group_size": grid.group, "symmetric": grid.symmetric},
             "quantized_linears": len(plan.opened.linears),
             "kept_linears": list(plan.names.kept),
+            **code_facts(partial, plan.opened.config),
         },
     )
 

@@ -188,6 +188,7 @@ _ENTRY = _object(
         "architecture": _or_null(_TEXT),
         "quantized_linears": _COUNT,
         "kept_linears": _list_of(_TEXT),
+        "remote_code": _object({"files": _map_of(_TEXT), "repositories": _list_of(_TEXT)}),
     }
 )
 _RECORD = _object(

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from quantkit.checkpoint.remote_code import NO_CODE, RemoteCode, remote_code
 from quantkit.errors import UnsupportedError, UsageError
 from quantkit.families.base.native import Native
 from quantkit.forward.layer_linears import layer_linears
@@ -41,7 +42,8 @@ class FolderPlan:
     """A folder that can be written. `quantized`: linears by name; `weights`: in file order; `head`: the output head.
 
     `stacks`: where the experts' linears are, by name, if the format has all experts of a layer in one tensor.
-    `model_type`: of the folder's config.json, if its loader has a name of its own.
+    `model_type`: of the folder's config.json, if its loader has a name of its own. `code`: the Python files of
+    the source that the folder's configs name.
     """
 
     request: FolderRequest
@@ -53,6 +55,7 @@ class FolderPlan:
     head: str = "lm_head"
     stacks: Mapping[str, Matrix] = field(default_factory=dict)
     model_type: str | None = None
+    code: RemoteCode = NO_CODE
 
     @property
     def format(self) -> Format:
@@ -112,7 +115,7 @@ class FolderPlan:
 
     def config(self, native: Mapping[str, Any]) -> dict[str, Any]:
         """The folder's config.json."""
-        left_out = ("torch_dtype", "dtype", "auto_map", *QUANTIZED_KEYS)
+        left_out = ("torch_dtype", "dtype", *QUANTIZED_KEYS)
         config = {key: value for key, value in native.items() if key not in left_out}
         if self.model_type is not None:
             config["model_type"] = self.model_type
@@ -174,7 +177,8 @@ def plan_folder_of(native: Native, layers: Sequence[LayerLinears], request: Fold
     weights = tuple(_weights(native, quantized, request, stacks))
     head = native.architecture.head
     model_type = native.architecture.mlx_type if folder_format.for_mlx else None
-    return FolderPlan(request, folder, tuple(layers), quantized, kept, weights, head, stacks, model_type)
+    code = remote_code(native.checkpoint.folder, native.config)
+    return FolderPlan(request, folder, tuple(layers), quantized, kept, weights, head, stacks, model_type, code)
 
 
 def _stacks(native: Native, layers: Sequence[LayerLinears], label: str) -> dict[str, Matrix]:

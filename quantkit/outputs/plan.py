@@ -150,7 +150,8 @@ class ConversionPlan:
     def disk(self) -> int:
         """Bytes of disk for the outputs and the work folder."""
         inputs = self.calibration or self.callback
-        return sum(output.size for output in self.outputs) + (inputs.disk if inputs else 0)
+        code = sum(folder.code.size for folder in self.folders)
+        return sum(output.size for output in self.outputs) + code + (inputs.disk if inputs else 0)
 
     @property
     def peak_memory(self) -> int:

@@ -14,6 +14,7 @@ from quantkit.outputs.calibration import (
     plan_imatrix,
 )
 from quantkit.outputs.callback import CallbackPlan, plan_callback
+from quantkit.outputs.code_notes import code_notes, code_warnings
 from quantkit.outputs.direct import direct_memory
 from quantkit.outputs.fingerprint import conversion_fingerprint
 from quantkit.outputs.gguf_files import GgufPlan, GgufRequest, plan_gguf
@@ -74,8 +75,9 @@ def plan_conversion(
             *(source.notes if isinstance(source, Checkpoint) else ()),
             *(inputs.samples.warnings if inputs else ()),
             *(without_towers(text_warnings) if projectors else text_warnings),
+            *(code_warnings(folders[0].code) if folders else ()),
         ),
-        notes=notes,
+        notes=(*notes, *(code_notes(folders[0].code, native.config) if native and folders else ())),
         callback=callback,
         projectors=projectors,
     )

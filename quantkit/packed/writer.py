@@ -1,7 +1,7 @@
 """Writes the folder of a quantized model, in any order, under NAME.partial; it is renamed when it is complete.
 
 Beside the weights it contains config.json and the index of shards. It has copies of the checkpoint's tokenizer,
-generation, template and licence files.
+generation, template and licence files, and of the Python files that its configs name (`checkpoint.remote_code`).
 """
 
 import hashlib
@@ -17,13 +17,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from quantkit.checkpoint.remote_code import remote_code
 from quantkit.checkpoint.tensor import FLOAT8, NUMPY_DTYPES, all_finite
 from quantkit.errors import CheckpointError, OutputError, UnsupportedError
 from quantkit.files import cannot_write, make_partial_folder, open_partial, partial_path, sync
 from quantkit.packed.layout import INDEX, Place, Shard, index_json, total_bytes
 from quantkit.system import descriptors
 
-# files that are not weights, pickles or code, and belong to the model in any weight format
+# files that are not weights or pickles, nor code by their names, and belong to the model in any weight format
 _SMALL = re.compile(
     r"(?:generation_config|tokenizer|tokenizer_config|special_tokens_map|added_tokens|vocab|chat_template)\.json"
     r"|merges\.txt|vocab\.txt|chat_template\.jinja|(?:tokenizer|spiece|sentencepiece\.bpe|spm)\.model"
@@ -125,9 +126,9 @@ class FolderWriter:
         if index is not None:
             files[INDEX] = index
         try:
-            for name, source in small_files(checkpoint).items():
+            for name, source in (small_files(checkpoint) | dict(remote_code(checkpoint, config).files)).items():
                 target = self.folder / name
-                target.parent.mkdir(exist_ok=True)
+                target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(source, target)
             for name, data in files.items():
                 (self.folder / name).write_bytes(data)

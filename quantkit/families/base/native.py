@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantkit.checkpoint import Checkpoint
+from quantkit.checkpoint.remote_code import AUTO_MAP
 from quantkit.errors import UnsupportedError
 from quantkit.families import MappedTensor, canonical_checkpoint, find_architecture, find_family, read_mapped
 from quantkit.families.base.family import Take
@@ -63,6 +64,9 @@ class Native:
         family = find_family(checkpoint.config)
         self.sizes = family.sizes(checkpoint.config, checkpoint.tensors)
         self.config, mapped = canonical_checkpoint(family, self.sizes, checkpoint.tensors, nearest=nearest)
+        if family.canonical is not None or self.config.get("architectures") != checkpoint.config.get("architectures"):
+            # the checkpoint's own code is for another class
+            self.config = {key: value for key, value in self.config.items() if key != AUTO_MAP}
         self.checkpoint = checkpoint
         try:
             self.architecture = find_architecture(self.config)

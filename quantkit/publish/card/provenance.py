@@ -30,6 +30,7 @@ def made(facts: CardFacts) -> str:
     if options := _options(first):
         lines.append(options)
     lines += _kept(facts)
+    lines += _unique(_code(entry) for entry in entries)
     if template := _text(origin.get("chat_template")):
         lines.append(f"chat template: {plain(template)}")
     lines += [f"warning: {plain(warning)}" for warning in _warnings(entries)]
@@ -77,6 +78,21 @@ def _options(entry: Mapping[str, Any]) -> str:
     names = ("bits", "group_size", "symmetric", "damp", "act_order", "static_groups")
     stated = [f"{name.replace('_', ' ')} {_word(options[name])}" for name in names if options.get(name) is not None]
     return f"options: {plain(', '.join(stated))}" if stated else ""
+
+
+def _code(entry: Mapping[str, Any]) -> str:
+    """The Python code of the source that a loader may run."""
+    record = _mapping(entry.get("remote_code"))
+    names = [code(str(name)) for name in _mapping(record.get("files"))]
+    others = [plain(str(name)) for name in record.get("repositories") or ()]
+    parts = [f"{', '.join(names)} of the source"] * bool(names) + [f"code of {', '.join(others)}"] * bool(others)
+    if not parts:
+        return ""
+    return (
+        f"Python code (auto_map in config.json): {' and '.join(parts)}; a loader without its own class of"
+        f" {plain(_text(entry.get('architecture')) or 'this model')} or of its tokenizer runs it, and needs"
+        " `trust_remote_code`"
+    )
 
 
 def _kept(facts: CardFacts) -> list[str]:
