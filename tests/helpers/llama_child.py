@@ -4,6 +4,7 @@ quantkit starts a child for each question. A child takes 0.2 s of CPU to start, 
 """
 
 import os
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ class SharedChild:
 
     def __init__(self) -> None:
         self._session: LlamaSession | None = None
+        self._lock = threading.Lock()
         self._environment = self._read_environment()
 
     @staticmethod
@@ -34,6 +36,11 @@ class SharedChild:
         changed = self._read_environment() != self._environment
         if changed or request["task"] not in _TASKS or not model.is_file():
             return start_child(request, model, timeout=timeout, progress=progress)
+        # several files are checked at once, and each must get its own answers
+        with self._lock:
+            return self._ask(request, model, timeout=timeout, progress=progress)
+
+    def _ask(self, request: Mapping[str, Any], model: Path, *, timeout: float | None, progress: Progress | None) -> Any:
         if self._session is None or not self._session.alive:
             self.close()
             self._session = LlamaSession(model)
