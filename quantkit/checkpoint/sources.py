@@ -85,8 +85,7 @@ def parse_source(source: str) -> Path | HubId:
     match = _HUB_ID.fullmatch(source)
     if match is None:
         raise CheckpointError(
-            f"{source!r} is neither an existing folder nor a hub id ORG/NAME or ORG/NAME@REVISION, with or without"
-            " modelscope: before it; check the name"
+            f"{source!r} is neither an existing folder nor a hub id ([modelscope:]ORG/NAME[@REVISION]); check the name"
         )
     return HubId(match[2], match[3], "modelscope" if match[1] else "huggingface")
 

@@ -75,7 +75,8 @@ def convert_source(out: Out, command: str, source: str, conversion: Conversion, 
     with ExitStack() as stack, children_for(source, conversion, work):
         with loading():
             from quantkit.cli.conversion_document import planned_document, result_document
-            from quantkit.cli.conversion_tables import announce, raise_failed, show_plan, show_result
+            from quantkit.cli.conversion_result import raise_failed, show_result
+            from quantkit.cli.conversion_tables import announce, show_plan
             from quantkit.cli.projectors import bridged_document
             from quantkit.conversion.run import run
 

@@ -35,8 +35,8 @@ def show_notes(items: Sequence[Item], out: Out, *, vram: int | None, index_read:
     """Print the warnings and notes about the templates and parameters, each once."""
     for bundle in {item.bundle.reason: item.bundle for item in items if item.bundle.template == REFUSED}.values():
         out.warn(
-            f"no TEMPLATE on any tag, Ollama {bundle.modelfile.requires} or later is needed: no template of Ollama's"
-            f" writes exactly what the GGUF's chat template writes: {bundle.reason or ''}"
+            f"the tags get no TEMPLATE and need Ollama {bundle.modelfile.requires} or later, because no template of"
+            f" Ollama's language gives the prompts of the GGUF's chat template: {bundle.reason or ''}"
         )
         if not index_read:
             out.note(NO_INDEX)

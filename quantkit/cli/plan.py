@@ -68,7 +68,7 @@ def plan(
     ] = None,
     for_phone: Annotated[
         str | None,
-        typer.Option("--phone", metavar="SIZE", help="Plan for a phone sold with so much memory: 4G, 6G, 8G, 12G."),
+        typer.Option("--phone", metavar="SIZE", help="Plan for a phone with this much memory: 4G, 6G, 8G or 12G."),
     ] = None,
     ctx: Annotated[int | None, context_option(default="4096, or the trained")] = None,
     kv_type: KvTypeOption = "f16",
@@ -109,8 +109,7 @@ def plan(
 ) -> None:
     """Show which format and placement fit a machine, from headers alone.
 
-    Reads headers only: of a model on the hub no weights are downloaded. Sizes are what llama.cpp itself would take;
-    speeds are estimates.
+    The command reads headers only and downloads no weights. Sizes are those that llama.cpp takes; speeds are estimates.
 
     Example: quantkit plan ORG/NAME --vram 8G --ram 16G
     """

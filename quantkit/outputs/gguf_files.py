@@ -199,10 +199,9 @@ def plan_gguf(model: Model, request: GgufRequest) -> GgufPlan:
         files = lay_out(stem, _keys(model, request, ftype), shapes, request.split_max_size)
         outputs.append(GgufOutput(type_, request.folder, stem, tuple(choices), tuple(files)))
     if any(fallbacks.values()):
-        counts = ", ".join(f"{label} {count}" for label, count in fallbacks.items() if count)
+        counts = ", ".join(f"{count} of {label}" for label, count in fallbacks.items() if count)
         warnings.append(
-            f"rows that do not fit the blocks of their type get a similar type, as in llama.cpp; tensors of"
-            f" {len(tensors)}: {counts}"
+            f"tensors whose rows do not fit the blocks of their type get a similar type, as in llama.cpp: {counts}"
         )
     threads, chunk, peak = fit_memory(model, request, [output.size for output in outputs])
     return GgufPlan(model, request, tuple(outputs), weights, threads, chunk, peak, (*model.warnings, *warnings))

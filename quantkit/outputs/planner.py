@@ -144,8 +144,8 @@ def _plan_folders(
         # each would scale the weights that the next one rounds
         names = " and ".join(folder.method for folder in scaled)
         raise UsageError(
-            f"{names} both scale the channels of the weights, and one conversion does so once; leave one out, and make"
-            " it with a command of its own"
+            f"{names} both scale the channels of the weights, which one conversion can do once only; run a command for"
+            " each of them"
         )
     # GPTQ runs first: it leaves the tensors of a layer as they are, the others scale them
     ordered = sorted(request.folders, key=lambda item: (not FORMATS[item.method].calibrated, item.scales_channels))

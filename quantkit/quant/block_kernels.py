@@ -21,7 +21,7 @@ from quantkit.gguf.blocks import FORMATS, BlockFormat
 from quantkit.gguf.compiled import compiled
 from quantkit.quant import block_search, block_steps
 from quantkit.quant.block_search import Scales
-from quantkit.quant.block_steps import Fit, Group, Run
+from quantkit.quant.block_steps import Fit, GroupLevels, Run
 from quantkit.quant.grid import Array
 
 SOURCE = Path(__file__).with_name("block_kernels.c")
@@ -40,7 +40,7 @@ class Steps(Protocol):
         self, format_: BlockFormat, run: Run, step: Array, base: Array | None, points: Array, errors: Array
     ) -> None: ...
 
-    def descend_group(self, format_: BlockFormat, group: Group, moved: Array) -> None: ...
+    def descend_group(self, format_: BlockFormat, group: GroupLevels, moved: Array) -> None: ...
 
     def refit_halves(self, fit: Fit, d: Array, dmin: Array | None, error: Array, moved: Array) -> None: ...
 
@@ -170,7 +170,7 @@ class CSteps:
             *map(_pointer, (run.weights, run.target, step, base, points, errors)),
         )
 
-    def descend_group(self, format_: BlockFormat, group: Group, moved: Array) -> None:
+    def descend_group(self, format_: BlockFormat, group: GroupLevels, moved: Array) -> None:
         self._functions["descend_group"](
             ctypes.addressof(_prepared(format_).format),
             group.pull.shape[1],
@@ -243,7 +243,7 @@ def _results(steps_: Steps, format_: BlockFormat, seed: int) -> list[Array]:
     hessian: Array = matrix + n_cols * np.eye(n_cols, dtype=np.float32)
     first = slice(0, format_.group)
     pull = np.ascontiguousarray(x[::-1])
-    group = Group(hessian[first, first], pull[first].copy(), step[0].copy(), points[first], error[first])
+    group = GroupLevels(hessian[first, first], pull[first].copy(), step[0].copy(), points[first], error[first])
     steps_.descend_group(format_, group, moved[first])
     u: Array = points + np.float32(0.5)
     v: Array | None = None if base is None else -np.ones_like(x)

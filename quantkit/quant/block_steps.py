@@ -53,7 +53,7 @@ def feed_back_run(
 
 
 @dataclass(frozen=True)
-class Group:
+class GroupLevels:
     """The levels of a group, and what moves them.
 
     hessian: the group's block of H, float32 (group, group). pull: H E of the group, (group, n_rows), overwritten.
@@ -67,7 +67,7 @@ class Group:
     error: Array
 
 
-def descend_group(format_: BlockFormat, group: Group, moved: Array) -> None:
+def descend_group(format_: BlockFormat, group: GroupLevels, moved: Array) -> None:
     """Move each level of a group to its best value, all others fixed, and add the changes of the values to `moved`."""
     hessian, pull, step, points = group.hessian, group.pull, group.step, group.points
     inverse = _inverse(step)

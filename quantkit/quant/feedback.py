@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from quantkit.gguf.blocks import FORMATS, BlockFormat, Blocks, pack_blocks
 from quantkit.quant.block_kernels import Steps, steps
 from quantkit.quant.block_search import Scales
-from quantkit.quant.block_steps import Fit, Group, Run
+from quantkit.quant.block_steps import Fit, GroupLevels, Run
 from quantkit.quant.factor import SHRINK, factor_gram, shrunk
 from quantkit.quant.grid import Array
 from quantkit.workers import SERIAL, Workers, parts
@@ -206,7 +206,7 @@ class _Chunk:
             self.by.refit_integers(format_, fit, scales.scales[group], minimum, self.error[at], moved)
             pull += hessian @ moved
         step = scales.d[block] * scales.scales[group]
-        self.by.descend_group(format_, Group(hessian, pull, step, points, self.error[at]), moved)
+        self.by.descend_group(format_, GroupLevels(hessian, pull, step, points, self.error[at]), moved)
         self.gradient[:] += self.hessian[:, at] @ moved
 
     def _refit_block(self, block: int, *, stays: bool) -> None:

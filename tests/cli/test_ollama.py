@@ -120,7 +120,7 @@ def test_a_refused_template_gives_a_warning_and_no_template_anywhere(tmp_path: P
     write_gguf(tmp_path / "m.gguf", template=INEXACT)
     answer = quantkit("ollama", tmp_path / "m.gguf", *NAME)
     assert answer.code == 0
-    assert "warning: no TEMPLATE on any tag, Ollama 0.30.0 or later is needed" in answer.stderr
+    assert "warning: the tags get no TEMPLATE and need Ollama 0.30.0 or later" in answer.stderr
     for name in ("Modelfile", "Modelfile.gpu"):
         made = parse_modelfile((tmp_path / name).read_text())
         assert (made.template, made.requires) == (None, "0.30.0")
@@ -129,7 +129,7 @@ def test_a_refused_template_gives_a_warning_and_no_template_anywhere(tmp_path: P
 def test_a_strangers_template_cannot_reach_the_terminal(tmp_path: Path) -> None:
     write_gguf(tmp_path / "m.gguf", template="{{ raise_exception('\x1b]0;mine\x07') }}")
     answer = quantkit("ollama", tmp_path / "m.gguf", *NAME)
-    assert "no TEMPLATE on any tag" in answer.stderr and r"\x1b]0;mine\x07" in answer.stderr
+    assert "the tags get no TEMPLATE" in answer.stderr and r"\x1b]0;mine\x07" in answer.stderr
     assert "\x1b" not in answer.stderr + answer.stdout
 
 

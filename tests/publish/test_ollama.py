@@ -141,7 +141,7 @@ def test_a_create_that_another_one_disturbed_is_repeated_once(ollama: Ollama, fi
     assert "ns/m:4b" in ollama.models
     assert sum(path == "/api/create" for _, path, _ in ollama.requests) == 2
     ollama.races = 2
-    with pytest.raises(PublishError, match=r"twice: open .*; another create may be at work on the same server, repeat"):
+    with pytest.raises(PublishError, match=r"twice: open .*; another create may be running there, so repeat"):
         made(ollama, file, parameters=(("num_ctx", 4096),))
     assert ollama.races == 0
 
@@ -304,16 +304,16 @@ def test_a_server_that_dies_in_its_work_is_one_sentence(ollama: Ollama, file: Pa
 
 def test_the_servers_message_is_passed_on(ollama: Ollama, file: Path) -> None:
     ollama.create_error = "failed to validate GGUF"
-    with pytest.raises(PublishError, match="could not make ns/m:4b: failed to validate GGUF"):
+    with pytest.raises(PublishError, match="could not create ns/m:4b: failed to validate GGUF"):
         made(ollama, file)
     ollama.create_error = None
-    with pytest.raises(PublishError, match="could not make ns/m:gpu: pull model manifest: file does not exist"):
+    with pytest.raises(PublishError, match="could not create ns/m:gpu: pull model manifest: file does not exist"):
         Server(ollama.url).create(create_request("ns/m:gpu", Modelfile(sources=("ns/gone:4b",))))
     with pytest.raises(PublishError, match='could not copy ns/gone to ns/m: model "ns/gone" not found'):
         Server(ollama.url).copy("ns/gone", "ns/m")
     with pytest.raises(PublishError, match="could not push ns/gone: couldn't retrieve manifest"):
         Server(ollama.url).push("ns/gone")
-    with pytest.raises(PublishError, match="could not make ns/m:4b: 400: the stand-in takes no parameter"):
+    with pytest.raises(PublishError, match="could not create ns/m:4b: 400: the stand-in takes no parameter"):
         made(ollama, file, parameters=(("num_ctx", "many"),))
 
 

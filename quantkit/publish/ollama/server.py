@@ -160,10 +160,10 @@ class Server:
             if not error:
                 return detected
             if not _BLOB_REMOVED.search(error):
-                raise PublishError(f"the Ollama server could not make {name}: {error}")
+                raise PublishError(f"the Ollama server could not create {name}: {error}")
         raise PublishError(
-            f"the Ollama server could not make {name}, twice: {error}; another create may be at work on the same"
-            " server, repeat the command when it is done"
+            f"the Ollama server could not create {name}, twice: {error}; another create may be running there, so repeat"
+            " the command later"
         )
 
     def show(self, name: str) -> StoredModel:
