@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from quantkit.cli.output import Out, human_bytes, human_count
+from quantkit.planning.commands import target_command
 from quantkit.planning.memory import DeviceMemory
 from quantkit.planning.result import Plan, Row
 
@@ -113,7 +114,7 @@ def _recommendation(best: Row, plan: Plan, out: Out) -> None:
 
 def _target(plan: Plan, out: Out) -> None:
     """The command that makes the largest file that fits as a whole."""
-    command = plan.target_command()
+    command = target_command(plan)
     if command is None or plan.target_size is None:
         return
     where = "on the GPU" if plan.machine.vram else "into memory"

@@ -18,7 +18,6 @@ from quantkit.gguf.file_types import FileType, file_type
 from quantkit.gguf.mix_rules import (
     AT_LEAST_Q8_0,
     EMBEDDINGS,
-    FALLBACK,
     FFN,
     KEPT_NAMES,
     KEPT_PARTS,
@@ -32,6 +31,7 @@ from quantkit.gguf.mix_rules import (
     Role,
     role_of,
 )
+from quantkit.gguf.row_fit import fitting_type, require_fit
 from quantkit.gguf.types import block_size, tensor_type
 
 _T = GGMLQuantizationType
@@ -179,24 +179,25 @@ class _Mixer:
             return default, False
         override = self._override(tensor)
         if override is not None:
-            return _fallback(override, tensor)
-        return _fallback(default if self.options.pure else self._by_rules(tensor, role), tensor)
+            return fitting_type(override, tensor.name, tensor.shape[-1])
+        chosen = default if self.options.pure else self._by_rules(tensor, role)
+        return fitting_type(chosen, tensor.name, tensor.shape[-1])
 
     def named(self, tensor: MixTensor) -> GGMLQuantizationType | None:
         """The type that an option of the user gives the tensor."""
         of_ends, override = self._of_ends(tensor, role_of(tensor.name)), self._override(tensor)
         if of_ends is not None or override is None:
             return of_ends
-        return _fallback(override, tensor)[0]
+        return fitting_type(override, tensor.name, tensor.shape[-1])[0]
 
     def _of_ends(self, tensor: MixTensor, role: Role) -> GGMLQuantizationType | None:
         """The type of --embedding-type or --output-type."""
         options = self.options
         per_layer = tensor.name == "per_layer_token_embd.weight" and self._override(tensor) is not None
         if options.embedding_type is not None and role is Role.EMBEDDING and not per_layer:
-            return _fitting(options.embedding_type, tensor, "--embedding-type")
+            return require_fit(options.embedding_type, tensor.name, tensor.shape[-1], "--embedding-type")
         if options.output_type is not None and role is Role.OUTPUT:
-            return _fitting(options.output_type, tensor, "--output-type")
+            return require_fit(options.output_type, tensor.name, tensor.shape[-1], "--output-type")
         return None
 
     def _override(self, tensor: MixTensor) -> GGMLQuantizationType | None:
@@ -270,33 +271,6 @@ def _ggml_dims(shape: Iterable[int]) -> tuple[int, ...]:
     while len(dims) > 1 and dims[0] == 1:
         dims = dims[1:]
     return dims
-
-
-def _fallback(kind: GGMLQuantizationType, tensor: MixTensor) -> tuple[GGMLQuantizationType, bool]:
-    """`kind`, or the nearest type whose blocks fit the rows of `tensor`; and whether the type differs from `kind`.
-
-    Raises UnsupportedError for a type of long blocks that has no nearest type.
-    """
-    cols = tensor.shape[-1]
-    if cols % block_size(kind)[0] == 0:
-        return kind, False
-    smaller = FALLBACK.get(kind, kind)
-    if smaller == kind and block_size(kind)[0] > 32:
-        raise UnsupportedError(
-            f"rows of {tensor.name} have {cols} values, not a multiple of {block_size(kind)[0]}; llama.cpp has no"
-            f" fallback for {kind.name.lower()}, so give the tensor another type with --tensor-type"
-        )
-    return (smaller if cols % block_size(smaller)[0] == 0 else _T.F16), True
-
-
-def _fitting(kind: GGMLQuantizationType, tensor: MixTensor, option: str) -> GGMLQuantizationType:
-    cols, block = tensor.shape[-1], block_size(kind)[0]
-    if cols % block:
-        raise UsageError(
-            f"{option} {kind.name.lower()} needs rows of a multiple of {block}, but rows of {tensor.name} have {cols};"
-            " choose q8_0 or f16"
-        )
-    return kind
 
 
 def _compile(pattern: str) -> re.Pattern[str]:

@@ -11,8 +11,6 @@ from functools import lru_cache
 
 from gguf import GGMLQuantizationType
 
-from quantkit.gguf.types import Q2_0
-
 _T = GGMLQuantizationType
 
 
@@ -71,15 +69,6 @@ AT_LEAST_Q8_0 = {"glm5-next": ("attn_q_a", "attn_q_b", "nextn.eh_proj")}
 LAYERS_OF_70B = {"llama": 80, "llama-embed": 80, "qwen2": 80, "deci": 80, "olmo": 80, "jais2": 68}
 
 NEEDS_IMATRIX = frozenset({_T.IQ3_XXS, _T.IQ2_XXS, _T.IQ2_XS, _T.IQ2_S, _T.IQ1_M, _T.IQ1_S})
-
-# the type to use when rows are not whole blocks of the type on the left
-FALLBACK = {
-    **dict.fromkeys((_T.IQ1_S, _T.IQ1_M, _T.IQ2_XXS, _T.IQ2_XS, _T.IQ2_S, _T.IQ3_XXS, _T.IQ3_S, _T.IQ4_XS), _T.IQ4_NL),
-    **dict.fromkeys((Q2_0, _T.Q2_K, _T.Q3_K, _T.TQ1_0, _T.TQ2_0), _T.Q4_0),
-    _T.Q4_K: _T.Q5_0,
-    _T.Q5_K: _T.Q5_1,
-    _T.Q6_K: _T.Q8_0,
-}
 
 TINY = "iq1_s iq1_m iq2_xxs iq2_xs iq2_s iq2_m"
 TINY_TYPES = frozenset(TINY.split())

@@ -1,6 +1,5 @@
 """The result of `plan`: a row for each type, the recommended one, and the commands that make and run it."""
 
-import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,9 +8,9 @@ from typing import Any
 from quantkit.families import has_checked_plan
 from quantkit.machine import Machine
 from quantkit.planning.budget import Budget, Fit
+from quantkit.planning.commands import commands
 from quantkit.planning.context import Context
 from quantkit.planning.devices import gpu_names
-from quantkit.planning.encoder_commands import encoder_commands
 from quantkit.planning.memory import GPU_OVERHEAD, DeviceMemory
 from quantkit.planning.projector import PlannedProjector
 from quantkit.planning.sizes import Offer
@@ -117,71 +116,7 @@ class Plan:
 
     def commands(self) -> list[str]:
         """The commands that make the best type and run it; empty if nothing fits."""
-        if self.best is None:
-            return []
-        if self.for_phone:
-            return self._phone_commands(self.best)
-        if self.best.fit is None:
-            return self._folder_commands(self.best)
-        return self._gguf_commands(self.best, self.best.fit)
-
-    def target_command(self) -> str | None:
-        """The command that makes the largest file that fits as a whole."""
-        if self.target_size is None:
-            return None
-        return f"quantkit gguf {self._checkpoint()} --target-size {self.target_size // 10**6}M"
-
-    def _phone_commands(self, row: Row) -> list[str]:
-        if self.source.is_gguf:
-            return [f"quantkit termux --gguf {shlex.quote(self.given)}"]
-        file = shlex.quote(f"{self.source.model.name}-GGUF/{row.offer.file}")
-        return [f"quantkit gguf {self._checkpoint()} --preset phone{self._matrix()}", f"quantkit termux --gguf {file}"]
-
-    def _matrix(self) -> str:
-        return "" if self.imatrix is None else f" --imatrix {shlex.quote(str(self.imatrix))}"
-
-    def _checkpoint(self) -> str:
-        """The source for a conversion; a config.json alone is enough to plan, not to convert."""
-        return "ORG/NAME" if self.source.is_config else shlex.quote(self.given)
-
-    def _folder_commands(self, row: Row) -> list[str]:
-        offer = row.offer
-        group = f" --group-size {offer.group}" if offer.group not in (0, offer.usual_group) else ""
-        command = offer.label if offer.label in ("awq", "gptq") else "convert"
-        types = "" if command == offer.label else f" -t {offer.label}"
-        return [
-            f"quantkit {command} {shlex.quote(self.given)}{types}{group}",
-            f"vllm serve {shlex.quote(offer.file)} --max-model-len {self.context.n_ctx}",
-        ]
-
-    def _gguf_commands(self, row: Row, fit: Fit) -> list[str]:
-        offer, context, is_encoder = row.offer, fit.memory.context, self.source.shape.traits.encoder
-        commands, file = [], self.given
-        if offer.label != "as it is":
-            calibrate = " --calibrate" if offer.needs_imatrix else ""
-            mmproj = self.projector.option if self.projector else ""
-            commands.append(f"quantkit gguf {self._checkpoint()} -t {offer.label}{self._matrix() or calibrate}{mmproj}")
-            file = f"{self.source.model.name}-GGUF/{offer.file}"
-        options = f"-ngl {context.gpu_layers} -c {context.n_ctx}"
-        options += " --device none" if self.budget.vram and fit.memory.gpu is None else ""
-        options += f" -ctk {context.kv_type} -ctv {context.kv_type}" if context.kv_type != "f16" else ""
-        options += f" --n-cpu-moe {context.cpu_moe}" if context.cpu_moe else ""
-        options += f" --tensor-split {','.join(map(str, context.split))}" if context.split else ""
-        options += " --no-kv-offload" if not context.kv_on_gpu else ""
-        options += f" -ub {context.n_ubatch}" if context.n_ubatch != 512 and not is_encoder else ""
-        options += " -fa off" if context.flash is False else ""
-        options += " --no-repack" if not self.budget.cpu_features else ""
-        if is_encoder or self.source.shape.traits.relative_positions:
-            return commands + encoder_commands(self.source.shape, file, options, context.n_ctx)
-        commands.append(f"llama-cli -m {shlex.quote(file)} {options}")
-        here = f"quantkit run {shlex.quote(file)} --gpu-layers {context.gpu_layers} --ctx {context.n_ctx}"
-        here += f" --n-cpu-moe {context.cpu_moe}" if context.cpu_moe else ""
-        here += f" --tensor-split {','.join(map(str, context.split))}" if context.split else ""
-        here += " --no-kv-offload" if not context.kv_on_gpu else ""
-        here += f" --kv-type {context.kv_type}" if context.kv_type != "f16" else ""
-        commands.append(here)
-        commands.append(_ollama_line(row, context))
-        return commands
+        return commands(self)
 
     def document(self) -> dict[str, Any]:
         """The plan as JSON; sizes in bytes."""
@@ -277,25 +212,6 @@ class Plan:
             )
         if not has_checked_plan(self.source.shape.arch):
             yield f"the compute buffer of {self.source.shape.arch} is an estimate: no test compares this architecture"
-
-
-def _ollama_line(row: Row, context: Context) -> str:
-    """What Ollama's Modelfile takes: it moves whole layers, not experts or the KV cache, and splits them itself."""
-    if not context.kv_on_gpu:
-        return "# Ollama cannot keep the KV cache off the GPU"
-    if context.split and not context.cpu_moe:
-        return (
-            "# Ollama divides layers between GPUs itself, not with these numbers: PARAMETER num_gpu"
-            f" {context.gpu_layers}, PARAMETER num_ctx {context.n_ctx}"
-        )
-    if not context.cpu_moe:
-        return f"# Ollama's Modelfile: PARAMETER num_gpu {context.gpu_layers}, PARAMETER num_ctx {context.n_ctx}"
-    if row.whole_layers is None:
-        return "# Ollama cannot keep experts on the CPU, and with whole layers this type does not fit"
-    return (
-        "# Ollama moves whole layers only, which is slower: PARAMETER num_gpu"
-        f" {row.whole_layers}, PARAMETER num_ctx {context.n_ctx}"
-    )
 
 
 def _amount(size: int) -> str:
