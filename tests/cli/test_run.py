@@ -126,8 +126,6 @@ BAD = {
     "no GGUF": (["text.gguf", "-p", "x"], "text.gguf"),
     "a cut GGUF": (["cut.gguf", "-p", "x"], "cut.gguf"),
     "a folder": (["model", "-p", "x"], "model"),
-    "no such file and an empty pipe": (["nowhere.gguf"], "nowhere.gguf"),
-    "an empty pipe": (["model.gguf"], "the prompt is empty"),
     "an empty prompt": (["model.gguf", "-p", "  "], "the prompt is empty"),
     "layers that are no number": (["model.gguf", "-p", "x", "--gpu-layers", "some"], "auto, all, or a number"),
     "a prompt longer than the context": (["model.gguf", "-p", "word " * 900, *GREEDY], "larger --ctx"),
@@ -141,3 +139,12 @@ def test_bad_input_gets_one_sentence(here: Path, case: str) -> None:
     answer = quantkit("run", *words, cwd=here)
     assert answer.code in (1, 2) and sentence in answer.sentence
     assert answer.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("model", "sentence"), [("nowhere.gguf", b"cannot read nowhere.gguf"), ("model.gguf", b"the prompt is empty")]
+)
+def test_an_empty_pipe_is_refused_after_a_missing_model(here: Path, model: str, sentence: bytes) -> None:
+    piped = run_process(command("run", model), cwd=here)
+    assert piped.returncode in (1, 2) and sentence in piped.stderr
+    assert piped.stdout == b""
