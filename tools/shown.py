@@ -9,6 +9,7 @@ from quantkit.families.wrappers import WRAPPERS
 from tests.conversion import test_published_mix, test_published_mix_classic, test_published_mix_delta
 from tests.families.expected import GOLDEN
 from tests.families.models import all_cases
+from tests.families.other_names import REFUSED
 from tests.families.test_class_defaults import CONFIGS
 from tests.families.test_large_shapes import MODELS
 from tests.families.without_class import WITHOUT_CLASS
@@ -24,6 +25,8 @@ Any other one is converted with llama.cpp's converter, without calibration by qu
 ([any model](../guides/any-model.md)). These wait for [a family](../dev/add-a-family.md):
 
 {free}
+
+Refused, because llama.cpp's graph is another one: {refused}.
 
 The tests compare tiny models of each family, with random weights:
 
@@ -45,10 +48,16 @@ def shown() -> str:
     names = set(REGISTERED.read_text("utf-8").split())
     known = {name for family in all_families() for name in family.architectures}
     known |= {wrapper.architecture for wrapper in WRAPPERS}
+    known -= set(REFUSED)
     rows = [_row(family) for family in sorted(all_families(), key=lambda family: family.name.lower())]
     notes = [f"- {family.name}: {family.graph_differs}." for family in all_families() if family.graph_differs]
-    free = ", ".join(f"`{name}`" for name in sorted(sorted(names - known), key=str.lower)) + "."
-    text = _HEAD.format(registered=len(names), known=len(names & known), free=free) + "\n".join(rows) + "\n"
+    free = ", ".join(f"`{name}`" for name in sorted(sorted(names - known - set(REFUSED)), key=str.lower)) + "."
+    refused = "; ".join(f"`{name}` {why}" for name, why in REFUSED.items())
+    text = (
+        _HEAD.format(registered=len(names), known=len(names & known), free=free, refused=refused)
+        + "\n".join(rows)
+        + "\n"
+    )
     return text + ("\nThe logits of these differ:\n\n" + "\n".join(notes) + "\n" if notes else "")
 
 

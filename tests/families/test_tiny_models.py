@@ -9,13 +9,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from quantkit.families import all_families
+from quantkit.errors import UnsupportedError
+from quantkit.families import all_families, check_config
 from quantkit.families.base.registry import find_family
+from quantkit.families.wrappers import WRAPPERS
 from quantkit.llamacpp.session import hidden_states, logits
 from tests.families.expected import Expected, expected, read_gguf, read_header, write_checkpoint
 from tests.families.models import TOKENS, Case, all_cases
+from tests.families.other_names import OTHER_NAMES, REFUSED, other_files, write_other
 from tests.families.whole_files import compared_whole, digest, whole_files
 from tests.helpers.conversions import to_gguf
+from tools.shown import REGISTERED
 
 NO_WHOLE_FILE: dict[str, str] = {
     "Baichuan": "the converter ends in a RecursionError",
@@ -82,6 +86,15 @@ def test_logits_are_transformers_and_tensors_the_converters(name: str, tmp_path:
         assert (ours.argmax(axis=1) == known.logits.argmax(axis=1)).all()
 
 
+@pytest.mark.parametrize("name", sorted(OTHER_NAMES))
+def test_a_model_under_another_name_of_its_class_is_the_converters_file_too(name: str, tmp_path: Path) -> None:
+    case = OTHER_NAMES[name].case
+    converted = to_gguf(write_other(name, tmp_path), "f32", tmp_path)
+    assert digest(converted, all_cases()[case][1]) == other_files()[name]
+    # so its logits are those of the case
+    assert other_files()[name] == whole_files()[case]
+
+
 @pytest.mark.full
 @pytest.mark.parametrize("name", sorted(all_cases()))
 def test_keys_and_tensors_are_the_converters_also_by_themselves(name: str, tmp_path: Path) -> None:
@@ -94,7 +107,15 @@ def test_a_file_of_every_family_is_compared_whole_or_the_converter_is_wrong() ->
     assert {family.name for family in all_families()} - compared == set(NO_WHOLE_FILE)
 
 
-def test_every_architecture_has_a_tiny_model() -> None:
-    architectures = {expected(name).config["architectures"][0] for name in all_cases()}
-    missing = [family.name for family in all_families() if not architectures & set(family.architectures)]
-    assert not missing
+def test_every_name_of_an_architecture_that_the_converter_has_too_has_a_tiny_model() -> None:
+    registered = set(REGISTERED.read_text("utf-8").split())
+    names = {name for family in all_families() for name in family.architectures}
+    names |= {wrapper.architecture for wrapper in WRAPPERS}
+    shown = {expected(name).config["architectures"][0] for name in all_cases()} | set(OTHER_NAMES)
+    assert names & registered - shown == set(REFUSED)
+
+
+@pytest.mark.parametrize("name", sorted(REFUSED))
+def test_a_name_without_a_tiny_model_is_refused(name: str) -> None:
+    with pytest.raises(UnsupportedError, match=REFUSED[name]):
+        check_config({"architectures": [name], "model_type": "distilbert"})

@@ -73,9 +73,9 @@ def compute(names: Sequence[str], folder: Path) -> dict[str, str]:
     for name in names:
         write_checkpoint(name, folder / name)
     if newest := [name for name in names if name not in OLDER]:
-        _convert(newest, folder, newest_converter())
+        convert_with(newest, folder, newest_converter())
     if older := [name for name in names if name in OLDER]:
-        _convert(older, folder, peer_converter())
+        convert_with(older, folder, peer_converter())
     digests = {}
     for name in names:
         theirs = folder / f"{name}.f32.gguf"
@@ -94,7 +94,7 @@ def _converted(name: str, folder: Path) -> Path:
     return folder / f"{name}.gguf"
 
 
-def _convert(names: Sequence[str], folder: Path, peer: Peer) -> None:
+def convert_with(names: Sequence[str], folder: Path, peer: Peer) -> None:
     environment = peer.environment()
     environment["PYTHONPATH"] = os.pathsep.join([environment["PYTHONPATH"], str(peer.source), str(REPOSITORY)])
     command = [str(peer.python), "-m", "tests.families.with_converter", str(folder), *names]
