@@ -1,8 +1,10 @@
 """What the tests show of each family, for docs/reference/families.md: from the tests' own lists of models."""
 
 import json
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from quantkit.families import Family, all_families, find_family
 from quantkit.families.wrappers import WRAPPERS
@@ -10,7 +12,7 @@ from tests.conversion import test_published_mix, test_published_mix_classic, tes
 from tests.families.expected import GOLDEN
 from tests.families.models import all_cases
 from tests.families.other_names import REFUSED
-from tests.families.test_class_defaults import CONFIGS
+from tests.families.test_class_defaults import CONFIGS, published
 from tests.families.test_large_shapes import MODELS
 from tests.families.without_class import WITHOUT_CLASS
 
@@ -80,10 +82,15 @@ def _families_of_cases() -> dict[str, str]:
     return {name: find_family(stored[group][name]["config"]).name for name, (group, _) in all_cases().items()}
 
 
-@cache
 def mixed() -> frozenset[str]:
     """The families whose mix of types is compared at a published size."""
-    configs = [*CONFIGS.values(), *WITHOUT_CLASS.values(), *(config for config, _, _ in MODELS.values())]
+    return frozenset(find_family(config).name for config in mixed_configs())
+
+
+@cache
+def mixed_configs() -> tuple[Mapping[str, Any], ...]:
+    """config.json of every model whose mix of types is compared at its size."""
+    configs = [*map(published, CONFIGS), *WITHOUT_CLASS.values(), *(config for config, _, _ in MODELS.values())]
     for module in (test_published_mix, test_published_mix_classic, test_published_mix_delta):
         configs += [dict(model.config) for model in module.SHAPES]
-    return frozenset(find_family(config).name for config in configs)
+    return tuple(configs)

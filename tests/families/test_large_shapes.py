@@ -114,9 +114,10 @@ def described(config: dict[str, Any], *, packed: bool) -> tuple[dict[str, Any], 
         )
         for tensor in map_tensors(family, sizes, source(family, sizes, packed=packed))
     ]
-    stated = family.keys(family.gguf_arch, sizes)
+    arch = family.arch(sizes)
+    stated = family.keys(arch, sizes)
     keys = {key.name: float(key.value) if key.kind == "f32" else key.value for key in stated}
-    return {"general.architecture": family.gguf_arch, **keys}, sorted(tensors, key=lambda item: sort_key(item.name))
+    return {"general.architecture": arch, **keys}, sorted(tensors, key=lambda item: sort_key(item.name))
 
 
 @pytest.mark.parametrize("name", sorted(MODELS))

@@ -5,9 +5,9 @@ import subprocess
 
 import pytest
 
-from quantkit.families import all_families
+from quantkit.families import all_families, find_family
 from tests.helpers.peer import newest_converter
-from tools.shown import REGISTERED, mixed
+from tools.shown import REGISTERED, mixed, mixed_configs
 
 
 @pytest.mark.full
@@ -22,3 +22,9 @@ def test_the_list_is_that_of_the_newest_converter() -> None:
 def test_every_family_is_compared_with_llama_cpp_at_a_published_size() -> None:
     """The types of its tensors, by the tests of the lists that `mixed` reads."""
     assert {family.name for family in all_families()} - mixed() == set()
+
+
+def test_every_architecture_of_a_gguf_is_compared_with_llama_cpp_at_a_published_size() -> None:
+    """A family may write more than one: mixtures apart, as llama.cpp has them."""
+    compared = {family.arch(family.sizes(config)) for config in mixed_configs() for family in [find_family(config)]}
+    assert {arch for family in all_families() for arch in family.gguf_archs} - compared == set()
