@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import wraps
 from importlib import import_module
 from inspect import Parameter, signature
@@ -197,8 +198,23 @@ def _print_utf8() -> None:
                 stream.reconfigure(encoding="utf-8", newline="\n")
 
 
+def _open_closed_streams() -> None:
+    """Open the null device for a standard stream that is closed (`>&-`): no other file may get its descriptor."""
+    for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
+        if getattr(sys, name) is None:
+            null = os.open(os.devnull, os.O_RDWR)
+            with suppress(OSError):
+                os.fstat(number)
+                number = null  # the descriptor has another file already
+            if null != number:
+                os.dup2(null, number)
+                os.close(null)
+            setattr(sys, name, open(number, mode, encoding="utf-8"))  # noqa: PTH123, SIM115 - for the whole process
+
+
 def main() -> None:
     """Run the command line; every failure becomes one sentence on stderr and an exit code."""
+    _open_closed_streams()
     _print_utf8()
     begin_loading()
     with explain(), interruptible() as received:

@@ -89,3 +89,15 @@ def test_the_shell_completes_commands_options_and_types(typed: str, offered: set
         check=False,
     )
     assert set(done.stdout.split()) == offered
+
+
+@pytest.mark.skipif(os.name == "nt", reason="closes streams as a shell does")
+def test_closed_standard_streams_are_no_fault(checkpoint: Path, tmp_path: Path) -> None:
+    def run(words: str, closed: str) -> tuple[int, str]:
+        line = f'"$0" -m quantkit {words} {closed}'
+        done = subprocess.run(["sh", "-c", line, sys.executable], capture_output=True, text=True, cwd=tmp_path)
+        return done.returncode, done.stdout + done.stderr
+
+    assert run(f"inspect {checkpoint}", ">&-") == (0, "")
+    assert quantkit("gguf", checkpoint, "-t", "q8_0", "--no-logits", "--name", "m", "-o", tmp_path).code == 0
+    assert run("run m-GGUF", "<&-") == (2, "quantkit: the prompt is empty; pass a text with -p TEXT\n")
