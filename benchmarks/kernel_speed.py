@@ -1,6 +1,7 @@
 """Every kernel beside ggml's on one thread, with and without importances: million weights a CPU second, as a table.
 
-Both quantize the same rows from memory, in turn; the best of several runs counts. The bytes must be equal.
+Both quantize the same rows from memory, in turn; the best of several runs counts. The bytes must be equal. The rows are
+too many for a processor to remember the branches that their values take: as in a model, no row comes twice.
 """
 
 import time
@@ -13,7 +14,7 @@ from benchmarks.lines import Lines, Target, machine, print_machine
 from quantkit.gguf import c_kernels, kernels
 from quantkit.gguf.types import row_bytes
 
-_ROWS, _COLUMNS, _REPEATS = 64, 2048, 5
+_ROWS, _COLUMNS, _REPEATS, _SECONDS = 256, 2048, 5, 1.0
 
 
 def measure_kernel(kind: GGMLQuantizationType, *, weighted: bool) -> tuple[float, float]:
@@ -30,7 +31,9 @@ def measure_kernel(kind: GGMLQuantizationType, *, weighted: bool) -> tuple[float
     for side in sides:
         side()
     best = [float("inf"), float("inf")]
-    for _ in range(_REPEATS):
+    ends, repeats = time.monotonic() + _SECONDS, 0
+    while repeats < _REPEATS or time.monotonic() < ends:
+        repeats += 1
         for index, side in enumerate(sides):
             started = time.process_time()
             side()

@@ -11,8 +11,11 @@
 
 enum { PER_BLOCK = 32 / LANES };
 
-/* GCC keeps a loop at -O2 otherwise. */
-#define UNROLLED _Pragma("GCC unroll 32")
+INLINE vf vector_at(const float *x) {
+    vf all;
+    memcpy(&all, x, sizeof all);
+    return all;
+}
 
 /* The lanes in another order, by halves, quarters and so on: the steps of a reduction. */
 #if LANES == 16
@@ -41,32 +44,60 @@ INLINE vf largest_of_half(vf v) {
 
 INLINE float largest_magnitude(const vf *x) {
     vf most = absolute(x[0]);
+    UNROLLED
     for (int i = 1; i < PER_BLOCK; i++) most = greatest(most, absolute(x[i]));
     return largest_of_half(greatest(most, (vf)EXCHANGE_HALVES((vi)most)))[0];
 }
 
-/* The largest lane of vector k in lane k: halves interleaved as in `transpose`, and the larger of each two lanes kept. */
+/* Two vectors' lanes in other places, for the steps of `largest_of_each`: each pair of macros halves what is left of a
+ * vector's own lanes. The first two stay within 128 bits, which processors shuffle in one cycle. */
+#if LANES == 16
+#define EVEN_1(a, b) SHUFFLE(a, b, 0, 16, 1, 17, 4, 20, 5, 21, 8, 24, 9, 25, 12, 28, 13, 29)
+#define ODD_1(a, b) SHUFFLE(a, b, 2, 18, 3, 19, 6, 22, 7, 23, 10, 26, 11, 27, 14, 30, 15, 31)
+#define EVEN_2(a, b) SHUFFLE(a, b, 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29)
+#define ODD_2(a, b) SHUFFLE(a, b, 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31)
+#define EVEN_4(a, b) SHUFFLE(a, b, 0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26, 27)
+#define ODD_4(a, b) SHUFFLE(a, b, 4, 5, 6, 7, 12, 13, 14, 15, 20, 21, 22, 23, 28, 29, 30, 31)
+#elif LANES == 8
+#define EVEN_1(a, b) SHUFFLE(a, b, 0, 8, 1, 9, 4, 12, 5, 13)
+#define ODD_1(a, b) SHUFFLE(a, b, 2, 10, 3, 11, 6, 14, 7, 15)
+#define EVEN_2(a, b) SHUFFLE(a, b, 0, 1, 8, 9, 4, 5, 12, 13)
+#define ODD_2(a, b) SHUFFLE(a, b, 2, 3, 10, 11, 6, 7, 14, 15)
+#define EVEN_4(a, b) SHUFFLE(a, b, 0, 1, 2, 3, 8, 9, 10, 11)
+#define ODD_4(a, b) SHUFFLE(a, b, 4, 5, 6, 7, 12, 13, 14, 15)
+#else
+#define EVEN_1(a, b) SHUFFLE(a, b, 0, 4, 1, 5)
+#define ODD_1(a, b) SHUFFLE(a, b, 2, 6, 3, 7)
+#define EVEN_2(a, b) SHUFFLE(a, b, 0, 1, 4, 5)
+#define ODD_2(a, b) SHUFFLE(a, b, 2, 3, 6, 7)
+#endif
+#define LARGER(kind, a, b) greatest((vf)EVEN_##kind((vi)a, (vi)b), (vf)ODD_##kind((vi)a, (vi)b))
+
+/* The largest lane of vector k in lane k. */
 INLINE vf largest_of_each(vf *v) {
     UNROLLED
-    for (int count = LANES / 2; count; count /= 2)
+    for (int k = 0; k < LANES; k += 4)
+        v[k / 4] = LARGER(2, LARGER(1, v[k], v[k + 1]), LARGER(1, v[k + 2], v[k + 3]));
+#if LANES > 4
+    UNROLLED
+    for (int count = LANES / 8; count; count /= 2)
         UNROLLED
-        for (int k = 0; k < count; k++)
-            v[k] = greatest(
-                (vf)FIRST_HALVES((vi)v[k], (vi)v[k + count]), (vf)SECOND_HALVES((vi)v[k], (vi)v[k + count]));
+        for (int k = 0; k < count; k++) v[k] = LARGER(4, v[2 * k], v[2 * k + 1]);
+#endif
     return v[0];
 }
 
 /* The smallest and the largest value of LANES blocks. Of zeros of both signs it is any one. */
-INLINE void ranges(const float *const *block, vf *low, vf *high) {
+INLINE void ranges(const float *blocks, vf *low, vf *high) {
     vf highs[LANES], lows[LANES];
     UNROLLED
     EACH_LANE {
-        vf x[PER_BLOCK];
-        memcpy(x, block[k], sizeof x);
-        highs[k] = lows[k] = x[0];
+        highs[k] = lows[k] = vector_at(blocks + 32 * k);
+        UNROLLED
         for (int i = 1; i < PER_BLOCK; i++) {
-            highs[k] = greatest(highs[k], x[i]);
-            lows[k] = least(lows[k], x[i]);
+            vf x = vector_at(blocks + 32 * k + i * LANES);
+            highs[k] = greatest(highs[k], x);
+            lows[k] = least(lows[k], x);
         }
         lows[k] = -lows[k];
     }
@@ -76,6 +107,7 @@ INLINE void ranges(const float *const *block, vf *low, vf *high) {
 
 /* The bytes of a block's levels. */
 INLINE void narrow(const vi *level, uint8_t *bytes) {
+    UNROLLED
     for (int i = 0; i < PER_BLOCK; i++) {
         vb part = low_bytes(level[i]);
         memcpy(bytes + i * LANES, &part, sizeof part);
@@ -102,6 +134,7 @@ INLINE void store_block(const vi *level, int bits, uint8_t *out) {
         memcpy(out, &high, 4);
         out += 4;
     }
+    UNROLLED
     for (int i = 0; i < PER_BLOCK / 2; i++) {
         vi low = bits == 5 ? level[i] & 15 : level[i], pair = low | level[i + PER_BLOCK / 2] << 4;
         vb part = low_bytes(pair);

@@ -67,54 +67,64 @@ INLINE float first_zero(const float *block, float value) {
         if (block[i] == 0.f) value = block[i];
     return value;
 }
-/* The value of largest magnitude in every lane, or with `affine` the largest; blocks where several have it are rare. */
-INLINE vf extremes(const float *const *block, vf *low, vf high, int affine) {
+/* The value of largest magnitude of every block, or with `affine` the largest; blocks where several have it are rare. */
+INLINE vf extremes(const float *blocks, vf *low, vf high, int affine) {
     if (affine) {
         vi low_zero = *low == 0.f, high_zero = high == 0.f;
         if (any(low_zero | high_zero)) EACH_LANE {
-                if (low_zero[k]) (*low)[k] = first_zero(block[k], 0.f);
-                if (high_zero[k]) high[k] = first_zero(block[k], 0.f);
+                if (low_zero[k]) (*low)[k] = first_zero(blocks + 32 * k, 0.f);
+                if (high_zero[k]) high[k] = first_zero(blocks + 32 * k, 0.f);
             }
         return high;
     }
     vi equal = high == -*low;
     vf extreme = blend(high > -*low, high, *low);
-    if (any(equal)) EACH_LANE if (equal[k]) extreme[k] = first_of_size(block[k], high[k]);
+    if (any(equal)) EACH_LANE if (equal[k]) extreme[k] = first_of_size(blocks + 32 * k, high[k]);
     return extreme;
 }
 
-/* Blocks without importances, LANES at a time: their scales share a vector, because a division takes as long for all
- * lanes as for one. Idle lanes of the last blocks repeat the last one. */
-INLINE void blocks_along(const float *block, uint8_t *out, int64_t count, int bits, int affine) {
+/* LANES blocks without importances: their scales share a vector, because a division takes as long for all lanes as for
+ * one. */
+INLINE void lanes_along(const float *blocks, uint8_t *out, int bits, int affine) {
     int half_range = 1 << (bits - 1), top = (1 << bits) - 1, bytes = (affine ? 4 : 2) + 4 * bits;
-    for (int64_t first = 0; first < count; first += LANES, block += 32 * LANES, out += bytes * LANES) {
-        int n = count - first < LANES ? (int)(count - first) : LANES;
-        const float *each[LANES];
-        vf low, high;
-        float lows[LANES], steps[LANES];
-        uint16_t scales[LANES], mins[LANES];
-        EACH_LANE each[k] = block + 32 * (k < n ? k : n - 1);
-        ranges(each, &low, &high);
-        high = extremes(each, &low, high, affine);
-        vf d = affine ? (high - low) / (float)top : high / (float)-half_range;
-        vf step = blend(d != 0.f, splat(1.f) / d, splat(0.f));
-        vi d_half = to_halves(d), low_half = to_halves(low);
-        memcpy(lows, &low, sizeof low);
-        memcpy(steps, &step, sizeof step);
-        EACH_LANE scales[k] = (uint16_t)d_half[k], mins[k] = (uint16_t)low_half[k];
-        for (int k = 0; k < n; k++) {
-            uint8_t *to = out + bytes * k;
-            vf x[PER_BLOCK];
-            vi level[PER_BLOCK];
-            memcpy(to, &scales[k], 2);
-            if (affine) memcpy(to + 2, &mins[k], 2);
-            memcpy(x, block + 32 * k, sizeof x);
-            for (int i = 0; i < PER_BLOCK; i++)
-                level[i] = affine ? small_level((x[i] - lows[k]) * steps[k] + 0.5f, top)
-                                  : small_level(x[i] * steps[k] + ((float)half_range + 0.5f), top);
-            store_block(level, bits, to + (affine ? 4 : 2));
+    vf low, high;
+    float lows[LANES], steps[LANES];
+    uint16_t scales[LANES], mins[LANES];
+    ranges(blocks, &low, &high);
+    high = extremes(blocks, &low, high, affine);
+    vf d = affine ? (high - low) / (float)top : high / (float)-half_range;
+    vf step = blend(d != 0.f, splat(1.f) / d, splat(0.f));
+    vi d_half = to_halves(d), low_half = to_halves(low);
+    memcpy(lows, &low, sizeof low);
+    memcpy(steps, &step, sizeof step);
+    EACH_LANE scales[k] = (uint16_t)d_half[k], mins[k] = (uint16_t)low_half[k];
+    UNROLLED
+    EACH_LANE {
+        uint8_t *to = out + bytes * k;
+        vi level[PER_BLOCK];
+        memcpy(to, &scales[k], 2);
+        if (affine) memcpy(to + 2, &mins[k], 2);
+        UNROLLED
+        for (int i = 0; i < PER_BLOCK; i++) {
+            vf x = vector_at(blocks + 32 * k + i * LANES);
+            level[i] = affine ? small_level((x - lows[k]) * steps[k] + 0.5f, top)
+                              : small_level(x * steps[k] + ((float)half_range + 0.5f), top);
         }
+        store_block(level, bits, to + (affine ? 4 : 2));
     }
+}
+
+/* The last blocks are copied, and the last of them fills the lanes that are left. */
+INLINE void blocks_along(const float *block, uint8_t *out, int64_t count, int bits, int affine) {
+    int bytes = (affine ? 4 : 2) + 4 * bits;
+    for (; count >= LANES; count -= LANES, block += 32 * LANES, out += bytes * LANES)
+        lanes_along(block, out, bits, affine);
+    if (!count) return;
+    float copied[32 * LANES];
+    uint8_t made[24 * LANES];
+    EACH_LANE memcpy(copied + 32 * k, block + 32 * (k < count ? k : count - 1), 32 * sizeof(float));
+    lanes_along(copied, made, bits, affine);
+    memcpy(out, made, (size_t)count * (size_t)bytes);
 }
 static void q4_0_along(const float *x, uint8_t *out, int64_t count) { blocks_along(x, out, count, 4, 0); }
 static void q5_0_along(const float *x, uint8_t *out, int64_t count) { blocks_along(x, out, count, 5, 0); }
@@ -125,11 +135,13 @@ static void q5_1_along(const float *x, uint8_t *out, int64_t count) { blocks_alo
 INLINE void q8_0_block(const float *block, uint8_t *out) {
     vf x[PER_BLOCK];
     vi level[PER_BLOCK];
-    memcpy(x, block, sizeof x);
+    UNROLLED
+    for (int i = 0; i < PER_BLOCK; i++) x[i] = vector_at(block + i * LANES);
     float d = largest_magnitude(x) / 127.f;
     uint16_t half = to_half(d);
     memcpy(out, &half, 2);
     vf step = splat(d != 0.f ? 1.f / d : 0.f);
+    UNROLLED
     for (int i = 0; i < PER_BLOCK; i++) {
         /* roundf, half away from zero: the float below 0.5 keeps 0.49999997 from reaching 1. */
         vf v = x[i] * step, towards = (vf)(((vi)v & (int32_t)0x80000000) | (vi)splat(0x1.fffffep-2f));

@@ -6,7 +6,7 @@
  */
 
 #include "along.h"
-#include "search.h"
+#include "descent.h"
 
 #include <float.h>
 

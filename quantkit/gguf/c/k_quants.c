@@ -2,8 +2,8 @@
  * ggml-common.h). Every lane holds a super-block of 256 values.
  */
 
+#include "descent.h"
 #include "half.h"
-#include "search.h"
 
 enum { SUPER = 256 };
 

@@ -14,6 +14,11 @@
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
+#if defined __SSE2__
+#include <immintrin.h>
+#elif defined __aarch64__
+#include <arm_neon.h>
+#endif
 
 #if defined __AVX512F__
 #define LANES 16
@@ -31,6 +36,8 @@ typedef uint8_t vb __attribute__((vector_size(LANES)));
 
 /* Compilers turn these loops into one instruction each. */
 #define EACH_LANE for (int k = 0; k < LANES; k++)
+/* GCC keeps a loop at -O2 otherwise. */
+#define UNROLLED _Pragma("GCC unroll 32")
 
 INLINE vf splat(float x) {
     vf all;
@@ -92,11 +99,35 @@ INLINE vb low_bytes(vi x) {
     return __builtin_convertvector(x, vb);
 #endif
 }
+/* Whether any lane of a comparison is true. */
+#if defined __AVX512F__
+INLINE int any(vi mask) { return _mm512_test_epi32_mask((__m512i)mask, (__m512i)mask) != 0; }
+#elif defined __AVX__
+INLINE int any(vi mask) { return _mm256_movemask_ps((__m256)mask) != 0; }
+#elif defined __SSE2__
+INLINE int any(vi mask) { return _mm_movemask_ps((__m128)mask) != 0; }
+#elif defined __aarch64__
+INLINE int any(vi mask) { return vmaxvq_u32((uint32x4_t)mask) != 0; }
+#else
 INLINE int any(vi mask) {
     int32_t any = 0;
     EACH_LANE any |= mask[k];
     return any != 0;
 }
+#endif
+/* Whether a lane with a positive `scale` has x outside low..high, or a NaN. */
+#if defined __AVX512F__
+INLINE int any_beyond(vf x, vf low, vf high, vf scale) {
+    __mmask16 positive = _mm512_cmp_ps_mask((__m512)scale, _mm512_setzero_ps(), _CMP_GT_OQ);
+    __mmask16 above = _mm512_mask_cmp_ps_mask(positive, (__m512)x, (__m512)low, _CMP_NGT_UQ);
+    __mmask16 below = _mm512_mask_cmp_ps_mask(positive, (__m512)x, (__m512)high, _CMP_NLT_UQ);
+    return (above | below) != 0;
+}
+#else
+INLINE int any_beyond(vf x, vf low, vf high, vf scale) {
+    return any((scale > 0.f) & ~((x > low) & (x < high)));
+}
+#endif
 
 /* ggml's nearest_int: adding 1.5 * 2^23 leaves the nearest integer, ties to even, in the low bits. Beyond 2^22 it
  * returns other bits, which `nearest` reproduces and `rounded` does not. */
