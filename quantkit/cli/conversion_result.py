@@ -11,6 +11,7 @@ from quantkit.errors import VerificationError
 from quantkit.gguf.blocks import FORMATS
 from quantkit.outputs.gguf_files import GgufPlan
 from quantkit.outputs.plan import final_paths, type_name
+from quantkit.quant.neurons import Moved
 from quantkit.verify import Check, Verified
 
 
@@ -28,6 +29,7 @@ def show_result(result: Result, out: Out) -> None:
         _show_choice(plan.gguf, result.choice.expected, out)
     if plan.gguf is not None and plan.gguf.request.solver == "feedback":
         _show_feedback(plan.gguf, result.rounded, out)
+        _show_reordered(plan.gguf, result.moved, out)
     done = []
     if plan.samples is not None:
         if plan.imatrix is not None:
@@ -67,6 +69,22 @@ def _show_feedback(gguf: GgufPlan, rounded: Mapping[str, Sequence[str]], out: Ou
             f"{output.type.name}: {count} tensors rounded with error feedback"
             + (f", {len(plain)} as llama.cpp does ({'; '.join(words)})" if plain else "")
         )
+
+
+def _show_reordered(gguf: GgufPlan, moved: Mapping[str, Moved], out: Out) -> None:
+    """The files in which neurons have another order than in the source."""
+    for output in gguf.outputs if gguf.request.reorder else ():
+        count = sum(entry.part == "down" and output.label in entry.labels for entry in moved.values())
+        if count:
+            out.say(
+                f"{output.type.name}: neurons of {count} feed-forwards reordered; a LoRA adapter of the source does not"
+                " fit this file"
+            )
+        else:
+            out.say(
+                f"{output.type.name}: no neurons reordered; it needs a gated feed-forward without biases whose down"
+                " matrix is Q6_K, of weights that were not rounded before"
+            )
 
 
 def _show_choice(gguf: GgufPlan, expected: float, out: Out) -> None:

@@ -55,6 +55,11 @@ class GgufOptions:
         "standard",
         "Preset: high is --solver feedback; best also takes more sweeps of descent (slower).",
     )
+    reorder_neurons: bool = option(
+        False,
+        "Sort neurons by size where it pays (q6_k); LoRAs of the source do not fit.",
+        "--reorder-neurons",
+    )
     target_size: str | None = option(
         None,
         "Also write a GGUF of at most this size (4.5G); the calibration chooses the type of each tensor.",

@@ -17,6 +17,7 @@ from quantkit.conversion.gguf_layers import FeedbackRounder
 from quantkit.conversion.gguf_pass import has_all_files
 from quantkit.conversion.layer_outputs import OUTSIDE_LAYERS, LayerOutputs, layer_step
 from quantkit.conversion.layer_quantizer import LayerQuantizer
+from quantkit.conversion.neurons import load_orders, save_orders
 from quantkit.conversion.packed_layers import LayerSums, quantizer_of
 from quantkit.errors import OutputError, PassingError
 from quantkit.files import partial_path
@@ -29,6 +30,7 @@ from quantkit.outputs.packed_folders import in_file_order
 from quantkit.outputs.plan import ConversionPlan
 from quantkit.packed.writer import FolderWriter
 from quantkit.progress import SILENT, Progress
+from quantkit.quant.neurons import Moved
 from quantkit.stream.stream import Stream, StreamOptions
 from quantkit.workers import Workers
 
@@ -44,6 +46,7 @@ class Calibration:
     """A finished calibration. `squares`: linear -> sums of squares of its input, tokens. `resumed`: layers.
 
     `rounded`: GGUF tensor -> why some of its matrices were rounded without error feedback (see `FeedbackRounder`).
+    `moved`: the matrices of GGUF tensors whose neurons have another order (see `quant.neurons`).
     """
 
     squares: Squares
@@ -51,6 +54,7 @@ class Calibration:
     outside: LayerRecord
     resumed: int
     rounded: Mapping[str, Sequence[str]]
+    moved: Mapping[str, Moved]
 
 
 def calibrate(
@@ -92,6 +96,8 @@ def calibrate(
             sums = LayerSums(quantizers if rounder is None else [rounder, *quantizers])
             stream.layer(number, sums)
             _save_squares(plan, number, sums)
+            if rounder is not None and plan.gguf is not None and plan.gguf.request.reorder:
+                save_orders(_orders_file(plan, number), rounder.moved)
             for name, reasons in rounder.rounded.items() if rounder else ():
                 journal.finished(name, reasons)
             record = {quantizer.plan.request.method: quantizer.record() for quantizer in quantizers}
@@ -105,7 +111,9 @@ def calibrate(
             quantizer.writer.finish(folder.config(native.config), native.checkpoint.folder, folder.more_files())
     layers = tuple(journal.records[layer_step(number)] for number in range(count))
     rounded = {name: journal.records[name] for name in sorted(rounder.covered)} if rounder else {}
-    return Calibration(_load_squares(plan, calibration), layers, journal.records[OUTSIDE_LAYERS], first, rounded)
+    moved = {key: order for layer in calibration.layers for key, order in _orders(plan, layer.number).items()}
+    squares = _load_squares(plan, calibration)
+    return Calibration(squares, layers, journal.records[OUTSIDE_LAYERS], first, rounded, moved)
 
 
 def _quantizers(
@@ -238,6 +246,16 @@ def _open_squares(path: Path) -> Any:
         raise PassingError(f"cannot read {path} ({error.strerror or error}); run the same command again") from error
     except (ValueError, BadZipFile) as error:
         raise OutputError(f"{path} is damaged; add --force to start over") from error
+
+
+def _orders(plan: ConversionPlan, number: int) -> dict[str, Moved]:
+    """The orders of a layer's neurons in the GGUF files; none without --reorder-neurons."""
+    wanted = plan.gguf is not None and plan.gguf.request.reorder
+    return load_orders(_orders_file(plan, number)) if wanted else {}
+
+
+def _orders_file(plan: ConversionPlan, number: int) -> Path:
+    return plan.work / f"neurons-{number}.npz"
 
 
 def _squares_file(plan: ConversionPlan, number: int) -> Path:

@@ -90,7 +90,10 @@ def _verify(
         outputs.append(verify_folder(partial, folder, plan.native, written, logits=logits, source=source))
         progress.advance(1, folder.label)
     if plan.gguf is not None:
-        outputs += verify_gguf(plan.gguf, logits=logits, source=source, reference=reference, progress=progress)
+        moved = calibration.moved if calibration is not None else {}
+        outputs += verify_gguf(
+            plan.gguf, logits=logits, source=source, reference=reference, moved=moved, progress=progress
+        )
         if plan.projectors is not None:
             outputs += verify_projectors(plan.projectors, plan.gguf, logits=logits, progress=progress)
     if plan.imatrix is not None and plan.calibration is not None and calibration is not None:

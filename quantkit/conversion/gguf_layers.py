@@ -3,23 +3,28 @@
 The bytes go to their place in the partial files. The pass over the model then leaves these tensors out.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 from gguf import GGMLQuantizationType
 from numpy.typing import NDArray
 
-from quantkit.conversion.gguf_pass import check_finite, open_targets, quantize_chunk, write_at
+from quantkit.conversion.gguf_pass import Target, check_finite, open_targets, quantize_chunk, write_at
+from quantkit.conversion.neurons import REORDERED, neurons_of
 from quantkit.errors import CalibrationError
 from quantkit.forward.linears import LayerLinears
 from quantkit.gguf.blocks import FORMATS
 from quantkit.imatrix.names import LinearKey
 from quantkit.outputs.gguf_files import GgufOutput, GgufPlan
-from quantkit.outputs.model import ModelTensor, widen
+from quantkit.outputs.model import FLOAT_TYPES, ModelTensor, widen
 from quantkit.quant.feedback import Curvature, curvature, quantize_with_feedback
+from quantkit.quant.fold import matrix as linear_matrix
 from quantkit.quant.held_out import GGUF_RULE, choose_trust, step_sizes
+from quantkit.quant.neurons import Moved, matrix_key, neuron_order
 from quantkit.stream.statistics import Statistics
 from quantkit.workers import Workers
 
@@ -28,6 +33,7 @@ Array = NDArray[np.float32]
 _ROWS = 256
 # Rows that the sizes of rounding steps are taken from, by groups of so many columns.
 _SAMPLED_ROWS, _GROUP = 128, 32
+_DTYPES: dict[GGMLQuantizationType, Any] = {kind: dtype for dtype, kind in FLOAT_TYPES.items()}
 _UNQUANTIZED = (GGMLQuantizationType.F32, GGMLQuantizationType.F16, GGMLQuantizationType.BF16)
 
 
@@ -40,12 +46,20 @@ class _Matrix:
     columns: NDArray[np.int64] | None
 
 
+@dataclass(frozen=True)
+class _Move:
+    """The new order of a matrix, and the matrix in the source's order (n_out, n_in)."""
+
+    moved: Moved
+    weight: Array
+
+
 class FeedbackRounder:
     """Rounds the GGUF tensors of each layer that reads a calibrated input, in every type, and writes them.
 
     Types without integer levels are rounded as in the pass, with the same importances. `covered`: the tensors that are
     rounded here, of all layers. `rounded`: the tensors of the current layer, each with the reasons why some of its
-    matrices were rounded without feedback.
+    matrices were rounded without feedback. `moved`: its matrices whose neurons have another order.
     """
 
     def __init__(
@@ -60,6 +74,7 @@ class FeedbackRounder:
         """`sources`: GGUF tensor -> linears of its matrices; `columns`: `CalibrationPlan.imatrix_columns`."""
         self.plan, self.workers = plan, workers
         self.rounded: dict[str, list[str]] = {}
+        self.moved: dict[str, Moved] = {}
         self._stack = ExitStack()
         self._targets = open_targets(plan, self._stack, keep=keep)
         tensors = {tensor.name: tensor for tensor in plan.model.tensors}
@@ -87,34 +102,93 @@ class FeedbackRounder:
     def begin(self) -> None:
         """Start a new layer."""
         self.rounded.clear()
+        self.moved.clear()
 
     def quantize(
         self, layer: LayerLinears, expert: int | None, tensors: Mapping[str, Array], sums: Mapping[str, Statistics]
     ) -> None:
         """Round and write the matrices of one routed expert, or with None all others of the layer."""
+        moves = dict(self._moves(layer, expert, tensors, sums)) if self.plan.request.reorder else {}
         for entry in layer.inputs:
             if entry.expert == expert:
-                self.quantize_input([(linear.name, linear.index) for linear in entry.linears], sums[entry.key])
+                self.quantize_input([(linear.name, linear.index) for linear in entry.linears], sums[entry.key], moves)
 
-    def quantize_input(self, linears: Iterable[LinearKey], statistics: Statistics) -> None:
-        """Round and write the matrices of the linears that read one input."""
-        prepared: dict[int, Curvature | str] = {}
-        for matrix in (matrix for key in linears for matrix in self._matrices.get(key, [])):
-            order = id(matrix.columns)
-            if order not in prepared:
-                prepared[order] = self._curvature(matrix, statistics)
-            self._round(matrix, prepared[order], _importance(statistics, matrix.columns))
+    def quantize_input(
+        self,
+        linears: Iterable[LinearKey],
+        statistics: Statistics,
+        moves: Mapping[LinearKey, _Move] = MappingProxyType({}),
+    ) -> None:
+        """Round and write the matrices of the linears that read one input; those of `moves` in both orders."""
+        prepared: dict[tuple[int, bool], Curvature | str] = {}
+        for key in linears:
+            for matrix in self._matrices.get(key, []):
+                move, targets = moves.get(key), self._targets[matrix.tensor.name]
+                in_place = [target for target in targets if move is None or target.label not in move.moved.labels]
+                moving = [target for target in targets if target not in in_place]
+                for change, some in ((None, in_place), (move, moving)):
+                    if not some:
+                        continue
+                    columns = change if change is not None and change.moved.part == "down" else None
+                    order = id(matrix.columns), columns is not None
+                    if order not in prepared:
+                        prepared[order] = self._curvature(matrix, statistics, columns)
+                    importance = _importance(statistics, matrix.columns)
+                    if columns is not None:
+                        importance = columns.moved.order.squares(importance)
+                    self._round(matrix, prepared[order], importance, some, change)
 
-    def _curvature(self, matrix: _Matrix, statistics: Statistics) -> Curvature | str:
+    def _moves(
+        self, layer: LayerLinears, expert: int | None, tensors: Mapping[str, Array], sums: Mapping[str, Statistics]
+    ) -> Iterator[tuple[LinearKey, _Move]]:
+        """The linears whose neurons move, in the files where the type of down is REORDERED."""
+        for neurons in neurons_of(layer, expert, tensors):
+            matrices = {
+                part: self._matrices.get((linear.name, linear.index), []) for part, linear in neurons.parts.items()
+            }
+            if not all(len(some) == 1 and self._is_plain(some[0]) for some in matrices.values()):
+                continue
+            of_down = self._targets[matrices["down"][0].tensor.name]
+            labels = frozenset(target.label for target in of_down if target.slot.type == REORDERED)
+            weights = {part: linear_matrix(tensors, linear) for part, linear in neurons.parts.items()}
+            if not labels or not all(self._has_rows(matrices[part][0], weights[part]) for part in weights):
+                continue
+            order = neuron_order(_importance(sums[neurons.input], None), weights["down"])
+            for part, linear in neurons.parts.items() if order is not None else ():
+                assert order is not None
+                moved, at = Moved(part, order, labels), matrices[part][0]
+                self.moved[matrix_key(at.tensor.name, at.number)] = moved
+                yield (linear.name, linear.index), _Move(moved, weights[part])
+
+    def _is_plain(self, matrix: _Matrix) -> bool:
+        return matrix.columns is None and matrix.tensor.row_step == 1 and matrix.tensor.type in _DTYPES
+
+    def _has_rows(self, matrix: _Matrix, weight: Array) -> bool:
+        """Whether the GGUF matrix has the rows of `weight` in the same order, by some of them."""
+        tensor, rows = matrix.tensor, len(weight)
+        if (tensor.matrix_rows, tensor.n_columns) != weight.shape:
+            return False
+        first = matrix.number * rows
+        return all(
+            np.array_equal(
+                widen(self.plan.model.read_rows(tensor.name, first + at, first + at + 1), tensor), weight[at : at + 1]
+            )
+            for at in (0, 1, rows // 2, rows - 1)
+        )
+
+    def _curvature(self, matrix: _Matrix, statistics: Statistics, move: _Move | None) -> Curvature | str:
         """H, prepared; or why it cannot be used."""
         gram, held_out = statistics.gram, statistics.held_out
         assert gram is not None and held_out is not None
         if matrix.columns is not None:
             order = np.ix_(matrix.columns, matrix.columns)
             gram, held_out = gram[order], held_out[order]
+        if move is not None:
+            gram, held_out = move.moved.order.gram(gram), move.moved.order.gram(held_out)
         count, name = statistics.gram_tokens, f"the input of {matrix.tensor.name}"
         try:
-            steps = step_sizes(self._middle_rows(matrix), _GROUP)
+            rows = self._middle_rows(matrix)
+            steps = step_sizes(rows if move is None else move.moved.order.columns(rows), _GROUP)
             held_count = statistics.held_out_tokens
             trust = choose_trust(gram, count, held_out, held_count, steps, self.workers, rule=GGUF_RULE)
             return curvature(gram, count, damp=trust.damp, shrink=trust.shrink, name=name, workers=self.workers)
@@ -130,20 +204,30 @@ class FeedbackRounder:
         stop = first + min(middle + step, tensor.matrix_rows)
         return widen(self.plan.model.read_rows(tensor.name, first + middle, stop), tensor)
 
-    def _round(self, matrix: _Matrix, prepared: Curvature | str, importance: Array) -> None:
+    def _round(
+        self,
+        matrix: _Matrix,
+        prepared: Curvature | str,
+        importance: Array,
+        targets: Sequence[Target],
+        move: _Move | None,
+    ) -> None:
         tensor, plan = matrix.tensor, self.plan
         first, step = matrix.number * tensor.matrix_rows, tensor.row_step * max(1, _ROWS // tensor.row_step)
         starts = range(first, first + tensor.matrix_rows, step)
-        targets = self._targets[tensor.name]
         reasons = self.rounded.setdefault(tensor.name, [])
         if isinstance(prepared, str):
             reasons.append(prepared)
 
         def one(start: int) -> None:
             stop = min(start + step, first + tensor.matrix_rows)
-            rows = plan.model.read_rows(tensor.name, start, stop)
-            floats = widen(rows, tensor)
-            check_finite(floats, tensor, start)
+            if move is None:
+                rows = plan.model.read_rows(tensor.name, start, stop)
+                floats = widen(rows, tensor)
+                check_finite(floats, tensor, start)
+            else:
+                floats = move.moved.rows(move.weight, start - first, stop - first)
+                rows = floats.astype(_DTYPES[tensor.type])
             quantized: dict[GGMLQuantizationType, NDArray[np.uint8]] = {}
             for target in targets:
                 kind = target.slot.type

@@ -15,6 +15,7 @@ from quantkit.outputs.packed_folders import FolderPlan
 from quantkit.outputs.plan import ConversionPlan, OutputPlan, file_sizes, type_name
 from quantkit.packed.formats import PointsFormat
 from quantkit.quant.feedback import SOLVER_VERSION
+from quantkit.quant.neurons import Moved, tensor_of
 from quantkit.verify import Verified
 
 HELD_OUT_DAMP = "chosen on held-out samples"
@@ -50,7 +51,8 @@ def write_records(
         assert of_file is not None
         facts = _gguf_facts(of_file, output)
         if not output.projector and of_file.request.solver == "feedback":
-            facts["feedback"] = _feedback_facts(of_file, output, rounded)
+            moved = calibration.moved if calibration is not None else {}
+            facts["feedback"] = _feedback_facts(of_file, output, rounded, moved)
         if choice is not None and output is of_file.target_output:
             facts["target"] = _target_facts(of_file, output, choice)
         gguf[output.stem] = _record(plan, item, seconds, facts)
@@ -127,12 +129,16 @@ def _gguf_facts(plan: GgufPlan, output: GgufOutput) -> dict[str, Any]:
     }
 
 
-def _feedback_facts(plan: GgufPlan, output: GgufOutput, rounded: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+def _feedback_facts(
+    plan: GgufPlan, output: GgufOutput, rounded: Mapping[str, Sequence[str]], moved: Mapping[str, Moved]
+) -> dict[str, Any]:
+    reordered = {tensor_of(key) for key, entry in moved.items() if output.label in entry.labels}
     return {
         "damp": HELD_OUT_DAMP,
         "sweeps": plan.request.sweeps,
         "version": SOLVER_VERSION,
         "without_feedback": without_feedback(output, rounded),
+        **({"neurons_reordered": sorted(reordered)} if plan.request.reorder else {}),
     }
 
 

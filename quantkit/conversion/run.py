@@ -21,6 +21,7 @@ from quantkit.journal import Journal
 from quantkit.machine import peak_memory
 from quantkit.outputs.plan import ConversionPlan, final_paths
 from quantkit.progress import SILENT, Progress
+from quantkit.quant.neurons import Moved
 from quantkit.verify import Verified
 
 
@@ -30,7 +31,7 @@ class Result:
 
     `peak_memory` in bytes. `starved`: by layer, the experts that received few tokens. `resumed_layers` and
     `resumed_tensors`: steps that an earlier run finished. `choice`: the types of a file of a given size. `traffic`:
-    what was received of a streamed source. `rounded`: see `Calibration`. Outputs that failed a check are named
+    what was received of a streamed source. `rounded`, `moved`: see `Calibration`. Outputs that failed a check are named
     `NAME.failed`. `projectors`: those of llama.cpp's converter.
     """
 
@@ -46,6 +47,7 @@ class Result:
     choice: TypeChoice | None = None
     traffic: Traffic | None = None
     rounded: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    moved: Mapping[str, Moved] = field(default_factory=dict)
     projectors: tuple[Projector, ...] = ()
 
     @property
@@ -115,6 +117,7 @@ def run(
         choice=calibrated.choice,
         traffic=streamed.traffic if streamed is not None else None,
         rounded=calibrated.rounded,
+        moved=calibration.moved if calibration else {},
         projectors=projectors,
     )
 

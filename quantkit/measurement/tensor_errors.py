@@ -21,6 +21,7 @@ from quantkit.errors import MeasureError
 from quantkit.families import find_family, map_tensors, read_mapped
 from quantkit.families.base.mapped import MappedTensor
 from quantkit.measurement.folder_sources import Dequantized, open_source
+from quantkit.outputs.gguf_files import REORDERED_KEY
 from quantkit.outputs.gguf_source import model_from_gguf
 from quantkit.outputs.model import ModelTensor, widen
 
@@ -55,8 +56,9 @@ def tensor_errors(reference: Path, candidate: Path) -> list[TensorError]:
     """The error of every weight matrix that both models have; stacked experts count as one matrix.
 
     Each model is a GGUF file or a folder of Hugging Face or quantized weights. An AWQ candidate has no errors, because
-    its scales are folded into norms and neighbouring matrices. A tied output matrix compares with the embedding. Rows
-    are read in slices of a million elements. A matrix of more than 2^25 elements is sampled: every k-th slice, about
+    its scales are folded into norms and neighbouring matrices; nor have the feed-forwards of a GGUF with reordered
+    neurons. A tied output matrix compares with the embedding. Rows are read in slices of a million elements. A matrix
+    of more than 2^25 elements is sampled: every k-th slice, about
     2^25 elements.
 
     Raises:
@@ -115,7 +117,13 @@ def _open(path: Path, stack: ExitStack) -> _Matrices:
     if not path.is_dir():
         model = model_from_gguf(path)
         stack.callback(model.close)
-        matrices = {t.name: _of_gguf(t, model.read_rows) for t in model.tensors if _is_matrix(t.name, t.shape)}
+        # neurons may have another order there
+        reordered = any(key.key == REORDERED_KEY for key in model.keys)
+        matrices = {
+            t.name: _of_gguf(t, model.read_rows)
+            for t in model.tensors
+            if _is_matrix(t.name, t.shape) and not (reordered and ".ffn_" in t.name)
+        }
         norms = {t.name: _of_gguf(t, model.read_rows) for t in model.tensors if _is_norm(t.name, t.shape)}
         return _Matrices(matrices, "gguf", norms)
     opened = open_source(path)

@@ -45,7 +45,13 @@ def conversion_fingerprint(
         "folders": [[asdict(folder.request), ROUNDING_VERSION] for folder in folders],
         "imatrix": [matrix and matrix.sha256, imatrix and imatrix.path.name],
         "target": gguf and gguf.request.target and [gguf.request.target.size, gguf.request.target.bits],
-        "solver": gguf and gguf.request.solver == "feedback" and [SOLVER_VERSION, gguf.request.sweeps],
+        "solver": gguf
+        and gguf.request.solver == "feedback"
+        and [
+            SOLVER_VERSION,
+            gguf.request.sweeps,
+            gguf.request.reorder,
+        ],
         "files": [
             [file.name, file.size, hashlib.sha256(file.header).hexdigest()]
             for plan in (gguf, projectors)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from quantkit.errors import UnsupportedError, UsageError
 from quantkit.gguf.file_types import FileType, file_type
 from quantkit.gguf.kernels import require
-from quantkit.gguf.keyvalues import KeyValue
+from quantkit.gguf.keyvalues import KeyValue, boolean
 from quantkit.gguf.layout import FileLayout, lay_out, padded
 from quantkit.gguf.metadata import quantization_keys
 from quantkit.gguf.mix import Choice, MixOptions, MixTensor, choose_types, idle_overrides
@@ -27,6 +27,8 @@ from quantkit.quant.feedback import SWEEPS
 
 Solver = Literal["llama.cpp", "feedback"]
 """How weights are rounded to a type: with llama.cpp's bytes, or with error feedback."""
+REORDERED_KEY = "quantkit.neurons_reordered"
+"""The key of a GGUF in which neurons of feed-forwards may have another order than in the source."""
 CHUNK_ELEMENTS = 1 << 19
 # A type with fewer bits per weight than the target minus this is not tried: the choice never takes one so poor.
 _BELOW_TARGET = 2.0
@@ -41,7 +43,8 @@ class GgufRequest:
     `calibrate`: the importance matrix comes from the calibration of the same conversion. `pre` (BPE pre-tokenizer) and
     `chat_template` (see `choose_template`) replace those of a checkpoint. `mtp`: see `model_from_checkpoint`.
     `solver`: "feedback" rounds with error feedback over the Gram matrix and descends in `sweeps` sweeps (see
-    `quant.feedback`); it needs `calibrate`.
+    `quant.feedback`); it needs `calibrate`. `reorder`: the neurons of feed-forwards may have another order (see
+    `quant.neurons`); it needs this solver.
     """
 
     types: tuple[FileType, ...]
@@ -58,6 +61,7 @@ class GgufRequest:
     mtp: Mtp = "keep"
     solver: Solver = "llama.cpp"
     sweeps: int = SWEEPS
+    reorder: bool = False
     threads: int = 0
     max_ram: int | None = None
 
@@ -210,6 +214,8 @@ def plan_gguf(model: Model, request: GgufRequest) -> GgufPlan:
 def _keys(model: Model, request: GgufRequest, ftype: int) -> list[KeyValue]:
     """The model's keys, then those of this quantization, which replace an earlier one's as in llama.cpp."""
     quantization = [*quantization_keys(ftype), *imatrix_keys(request.imatrix, request.imatrix_name)]
+    if request.reorder:
+        quantization.append(boolean(REORDERED_KEY, True))
     replaced = {key.key for key in quantization}
     return [*(key for key in model.keys if key.key not in replaced), *quantization]
 

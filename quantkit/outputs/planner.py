@@ -164,6 +164,9 @@ def _check_gguf(request: GgufRequest) -> None:
             "--solver feedback needs the Gram matrices of a calibration; leave out --imatrix and --no-imatrix"
         )
 
+    if request.reorder and request.solver != "feedback":
+        raise UsageError("--reorder-neurons needs a calibration; add --solver feedback")
+
 
 def _check_target(request: GgufRequest) -> None:
     """Raise UsageError for an option that contradicts a file of a given size."""
@@ -199,6 +202,7 @@ def _refuse_without_family(source: Model, request: ConversionRequest) -> None:
     gguf = request.gguf
     for option, is_set in (
         (_labels(request.folders), bool(request.folders)),
+        ("--reorder-neurons", gguf is not None and gguf.reorder),
         ("--target-size or --target-bpw", gguf is not None and gguf.target is not None),
     ):
         if is_set and source.folder is None:

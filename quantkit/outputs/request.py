@@ -50,6 +50,7 @@ class ConvertOptions:
         mtp: layers that predict a later token (MTP): "keep", "only" or "drop".
         solver: rounding of GGUF types: "llama.cpp", or "feedback" for error feedback over the calibration.
         sweeps: sweeps of coordinate descent that follow the error feedback of GGUF types.
+        reorder: sort the neurons of feed-forwards by the size of their outputs, with the solver "feedback".
         mmproj: types in which the projector of a model that sees is written beside the GGUF: f16, bf16, q8_0.
         pre: name of the BPE pre-tokenizer; None to recognize it.
         chat_template: a Jinja file, the name of a built-in template, or "none"; None for the checkpoint's.
@@ -83,6 +84,7 @@ class ConvertOptions:
     mtp: Mtp = "keep"
     solver: Solver = "llama.cpp"
     sweeps: int = SWEEPS
+    reorder: bool = False
     mmproj: tuple[str, ...] = ()
     pre: str | None = None
     chat_template: str | None = None
@@ -166,6 +168,7 @@ def _gguf_request(types: tuple[FileType, ...], options: ConvertOptions, *, calib
         mtp=options.mtp,
         solver=options.solver,
         sweeps=options.sweeps,
+        reorder=options.reorder,
         pre=options.pre,
         chat_template=choose_template(options.chat_template) if options.chat_template is not None else None,
     )

@@ -6,12 +6,15 @@ plain numpy forward over the original weights.
 """
 
 import contextlib
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from types import MappingProxyType
 
 from quantkit.errors import MissingExtraError
 from quantkit.llamacpp.session import children_reused, require_llama_cpp
 from quantkit.outputs.gguf_files import GgufOutput, GgufPlan
 from quantkit.progress import SILENT, Progress
+from quantkit.quant.neurons import Moved
 from quantkit.verify.check import Check, Verified
 from quantkit.verify.files import check_errors, check_files
 from quantkit.verify.running import check_logits, check_tokens
@@ -27,18 +30,20 @@ def verify_gguf(
     logits: bool | None = None,
     source: SourceLogits | None = None,
     reference: TransformersLogits | None = None,
+    moved: Mapping[str, Moved] = MappingProxyType({}),
     progress: Progress = SILENT,
 ) -> list[Verified]:
     """Check every GGUF file of a finished pass, still under its partial name.
 
     `logits`: compare with the source's logits; None decides by the model's size and the memory. `source` shares the
-    source's logits with the checks of other outputs. `reference`: compare the logits with transformers', too.
+    source's logits with the checks of other outputs. `reference`: compare the logits with transformers', too. `moved`:
+    matrices whose neurons have another order than in the source, by `quant.neurons.matrix_key`.
     """
     if source is None and plan.model.checkpoint is not None:
         source = SourceLogits(plan.model.checkpoint, plan.model.probe_ids)
     with children_reused(), ThreadPoolExecutor(plan.checked_at_once) as pool:
         try:
-            return _Checks(plan, pool, logits, source, reference).results(progress)
+            return _Checks(plan, pool, logits, source, reference, moved).results(progress)
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
@@ -54,7 +59,9 @@ class _Checks:
         logits: bool | None,
         source: SourceLogits | None,
         reference: TransformersLogits | None,
+        moved: Mapping[str, Moved],
     ) -> None:
+        self._moved = moved
         self._plan, self._logits, self._source, self._reference = plan, logits, source, reference
         skipped = (skipped_logits(logits, output.size, plan.request.max_ram) for output in plan.outputs)
         if source is not None and not plan.model.draft_only and not all(skipped):
@@ -82,7 +89,7 @@ class _Checks:
         """The check of errors, and the errors by tensor, of each sound file."""
         outputs = [output for output in self._plan.outputs if self._is_sound(output)]
         labels = [output.label for output in outputs]
-        return dict(zip(labels, check_errors(self._plan, outputs), strict=True))
+        return dict(zip(labels, check_errors(self._plan, outputs, self._moved), strict=True))
 
     def _run(self, output: GgufOutput) -> tuple[list[Check], float | None]:
         """The checks by running a sound file."""

@@ -2,11 +2,12 @@
 
 import functools
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import BinaryIO
 
 import numpy as np
@@ -20,6 +21,7 @@ from quantkit.gguf.layout import FileLayout, Slot
 from quantkit.gguf.reader import read_header
 from quantkit.outputs.gguf_files import GgufOutput, GgufPlan
 from quantkit.outputs.model import Model, ModelTensor, widen
+from quantkit.quant.neurons import Moved, matrix_key
 from quantkit.system.descriptors import read_at
 from quantkit.verify.check import Check, guard, sampled_rows
 
@@ -111,12 +113,15 @@ def _pieces(file: FileLayout) -> Iterator[tuple[int, int, Slot | None]]:
         yield position, file.size, None
 
 
-def check_errors(plan: GgufPlan, outputs: Sequence[GgufOutput]) -> list[tuple[Check, dict[str, float]]]:
+def check_errors(
+    plan: GgufPlan, outputs: Sequence[GgufOutput], moved: Mapping[str, Moved] = MappingProxyType({})
+) -> list[tuple[Check, dict[str, float]]]:
     """Sampled rows of every tensor against the source, which is read once for all outputs.
 
-    For each output the check, and each tensor's relative RMS error.
+    `moved`: matrices whose neurons have another order, by `matrix_key`. Returns for each output the check, and each
+    tensor's relative RMS error.
     """
-    runs = [_ErrorCheck(output) for output in outputs]
+    runs = [_ErrorCheck(output, moved) for output in outputs]
     with ExitStack() as stack:
         for run in runs:
             stack.callback(run.close)
@@ -130,7 +135,8 @@ def check_errors(plan: GgufPlan, outputs: Sequence[GgufOutput]) -> list[tuple[Ch
 class _ErrorCheck:
     """The check of errors of one output, tensor after tensor."""
 
-    def __init__(self, output: GgufOutput) -> None:
+    def __init__(self, output: GgufOutput, moved: Mapping[str, Moved]) -> None:
+        self._moved = {key: entry for key, entry in moved.items() if output.label in entry.labels}
         self.errors: dict[str, float] = {}
         self._output = output
         self._slots = {slot.name: (file, slot) for file in output.files for slot in file.slots}
@@ -154,7 +160,8 @@ class _ErrorCheck:
 
     def _compared(self, tensor: ModelTensor, source: "_Samples") -> str:
         file, slot = self._slots[tensor.name]
-        error, size = _sampled_error(tensor, slot, self._file(file).fileno(), source)
+        written = self._written(tensor, slot, self._file(file).fileno(), source.ranges)
+        error, size = _sampled_error(written, source)
         self.errors[slot.name] = error
         bound = ERROR_BOUND.get(slot.type, LOOSE_BOUND)
         faint = (size or 1.0) * error <= _HALF_STEP * (1 if slot.type in (T.F16, T.BF16) else _LEVELS)
@@ -166,6 +173,26 @@ class _ErrorCheck:
         if error >= self._worst:
             self._worst, self._worst_name = error, slot.name
         return ""
+
+    def _written(
+        self, tensor: ModelTensor, slot: Slot, descriptor: int, ranges: Sequence[tuple[int, int]]
+    ) -> NDArray[np.float32]:
+        """The written rows of some ranges, dequantized and in the source's order."""
+        rows = []
+        for start, stop in ranges:
+            # a range may cross from one matrix to the next
+            for number in range(start // tensor.matrix_rows, (stop - 1) // tensor.matrix_rows + 1):
+                first = number * tensor.matrix_rows
+                some = max(start, first), min(stop, first + tensor.matrix_rows)
+                moved = self._moved.get(matrix_key(tensor.name, number))
+                if moved is None:
+                    rows.append(_read(tensor, slot, descriptor, *some))
+                elif moved.part == "down":
+                    rows.append(moved.restored(_read(tensor, slot, descriptor, *some)))
+                else:
+                    whole = moved.restored(_read(tensor, slot, descriptor, first, first + tensor.matrix_rows))
+                    rows.append(whole[some[0] - first : some[1] - first])
+        return np.concatenate(rows)
 
     def _file(self, file: FileLayout) -> BinaryIO:
         """The open file of a layout; the one before it is closed."""
@@ -204,16 +231,17 @@ def _squares(values: NDArray[np.float32]) -> float:
     return float(np.square(values, dtype=np.float64).sum())
 
 
-def _sampled_error(tensor: ModelTensor, slot: Slot, descriptor: int, source: _Samples) -> tuple[float, float]:
+def _read(tensor: ModelTensor, slot: Slot, descriptor: int, start: int, stop: int) -> NDArray[np.float32]:
+    """Written rows start..stop, dequantized."""
+    data = read_at(descriptor, (stop - start) * slot.row_bytes, slot.offset + start * slot.row_bytes)
+    return dequantize_rows(slot.type, np.frombuffer(data, np.uint8).reshape(-1, slot.row_bytes), tensor.n_columns)
+
+
+def _sampled_error(written: NDArray[np.float32], source: _Samples) -> tuple[float, float]:
     """Relative RMS error of the written rows that `source` samples, and the RMS of the source there.
 
-    The error of an all-zero sample is absolute: 0 if it stayed zero.
+    The error of an all-zero sample is absolute: 0 if it stayed zero. `written` is changed.
     """
-    size = slot.row_bytes
-    data = b"".join(
-        read_at(descriptor, (stop - start) * size, slot.offset + start * size) for start, stop in source.ranges
-    )
-    written = dequantize_rows(slot.type, np.frombuffer(data, np.uint8).reshape(-1, size), tensor.n_columns)
     np.subtract(written, source.rows, out=written)
     error, rms = np.sqrt(_squares(written) / (source.squares or 1.0)), np.sqrt(source.squares / written.size)
     return float(error), float(rms)

@@ -183,6 +183,48 @@ def test_bytes_do_not_depend_on_threads_or_on_a_stop(
     assert hashes(stopped) == expected
 
 
+def test_reordered_neurons_compute_the_same_and_are_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = tiny_llama(tmp_path / "model", variant="llama3", hidden=128, intermediate=512)
+    assert quantkit("gguf", source, "-t", "f32", "-o", tmp_path / "exact", "--no-logits").code == 0
+    words = ("gguf", source, "-t", "q6_k", "-t", "q4_0", "--solver", "feedback", *CUT, "--reorder-neurons")
+    answer = quantkit(*words, "--threads", "1", "-o", tmp_path / "out")
+    assert answer.code == 0, answer.stderr
+    assert "q6_k: neurons of 2 feed-forwards reordered" in answer.stdout
+    assert "q4_0: no neurons reordered" in answer.stdout
+    (exact,) = (tmp_path / "exact").rglob("*.gguf")
+    paths = {path.stem.rpartition("-")[2]: path for path in (tmp_path / "out").rglob("*.gguf")}
+    wanted, made = tensors(exact), tensors(paths["Q6_K"])
+    x = np.random.default_rng(0).standard_normal((64, 128)).astype(np.float32)
+    for layer in range(2):
+        names = [f"blk.{layer}.ffn_{part}.weight" for part in ("gate", "up", "down")]
+        outputs = []
+        for weights in (wanted, made):
+            gate, up, down = (weights[name][0] for name in names)
+            inner = x @ gate.T
+            outputs.append((inner / (1 + np.exp(-inner)) * (x @ up.T)) @ down.T)
+        assert np.linalg.norm(outputs[1] - outputs[0]) < 0.03 * np.linalg.norm(outputs[0])
+        # the rows themselves lie elsewhere
+        assert np.linalg.norm(made[names[0]] - wanted[names[0]]) > np.linalg.norm(wanted[names[0]])
+    assert tensors(paths["Q4_0"]).keys() == wanted.keys()
+    outputs_of = json.loads((paths["Q6_K"].parent / "quantkit.json").read_text())["outputs"]
+    moved = {stem.rpartition("-")[2]: entry["feedback"]["neurons_reordered"] for stem, entry in outputs_of.items()}
+    assert moved["Q4_0"] == []
+    assert moved["Q6_K"] == sorted(f"blk.{layer}.ffn_{p}.weight" for layer in (0, 1) for p in ("down", "gate", "up"))
+    assert {check["status"] for check in outputs_of[paths["Q6_K"].stem]["checks"]} == {"passed"}
+    run, stopped = Stream.layer, tmp_path / "stopped"
+
+    def stop_at_the_second(stream: Stream, number: int, *rest: Any) -> None:
+        if number == 1:
+            raise PassingError("the disk is away")
+        run(stream, number, *rest)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Stream, "layer", stop_at_the_second)
+        assert quantkit(*words, "-o", stopped).code != 0
+    assert quantkit(*words, "-o", stopped).code == 0
+    assert hashes(stopped) == hashes(tmp_path / "out")
+
+
 def test_a_lost_partial_file_starts_the_layers_over(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -207,12 +249,13 @@ def test_a_lost_partial_file_starts_the_layers_over(
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (("--no-imatrix",), "--solver feedback needs the Gram matrices of a calibration"),
+        (("--solver", "feedback", "--no-imatrix"), "--solver feedback needs the Gram matrices of a calibration"),
+        (("--reorder-neurons",), "--reorder-neurons needs a calibration; add --solver feedback"),
     ],
 )
 def test_options_that_contradict_the_solver_are_one_sentence(
     words: tuple[str, ...], sentence: str, source: Path
 ) -> None:
-    answer = quantkit("gguf", source, "-t", "q4_0", "--solver", "feedback", *words, "--dry-run")
+    answer = quantkit("gguf", source, "-t", "q4_0", *words, "--dry-run")
     assert answer.code == 2
     assert sentence in answer.sentence
