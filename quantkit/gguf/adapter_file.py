@@ -3,18 +3,21 @@
 from pathlib import Path
 
 from quantkit.errors import CheckpointError, UsageError
+from quantkit.gguf.metadata import REORDERED_KEY
 from quantkit.gguf.reader import GgufHeader, read_header, shard_paths
 
 KIND = "adapter"
 """general.type of an adapter's file."""
 _A, _B = ".lora_a", ".lora_b"
+_FEED_FORWARD = ".ffn_"
 _EMBEDDING = "token_embd.weight"
 
 
 def check_adapter(adapter: Path, model: Path) -> None:
     """Raise UsageError unless `adapter` is the GGUF of a LoRA adapter that llama.cpp loads with the GGUF `model`.
 
-    llama.cpp (llama_adapter_lora_init) compares the architecture, and the shapes of each tensor's two matrices.
+    llama.cpp (llama_adapter_lora_init) compares the architecture, and the shapes of each tensor's two matrices. It does
+    not know of neurons in another order.
     """
     if not adapter.is_file():
         raise UsageError(f"adapter {adapter} not found; check the path")
@@ -34,6 +37,12 @@ def check_adapter(adapter: Path, model: Path) -> None:
         raise UsageError(
             f"{adapter.name} is for the architecture {theirs}, but {model.name} is {ours}; pass the adapter of this"
             " model"
+        )
+    changed = next((slot.name for slot in header.tensors if _FEED_FORWARD in slot.name), None)
+    if changed is not None and headers[0].value(REORDERED_KEY):
+        raise UsageError(
+            f"{adapter.name} changes {changed.removesuffix(_A).removesuffix(_B)}, but the neurons of {model.name} have"
+            " another order; convert the model without --reorder-neurons, or with --adapter"
         )
     _check_shapes(header, {slot.name: slot.shape for part in headers for slot in part.tensors}, model)
 

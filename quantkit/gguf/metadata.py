@@ -27,6 +27,8 @@ _KINDS = {
 QUANTIZATION_KEYS = ("general.quantization_version", "general.file_type")
 SPLIT_KEYS = ("split.no", "split.count", "split.tensors.count")
 QUANTIZATION_VERSION = 2
+REORDERED_KEY = "quantkit.neurons_reordered"
+"""The key of a GGUF in which neurons of feed-forwards may have another order than in the source."""
 
 
 def plain_key(name: str, kind: str, value: Any) -> KeyValue:

@@ -20,8 +20,8 @@ from quantkit.checkpoint import Checkpoint
 from quantkit.errors import MeasureError
 from quantkit.families import find_family, map_tensors, read_mapped
 from quantkit.families.base.mapped import MappedTensor
+from quantkit.gguf.metadata import REORDERED_KEY
 from quantkit.measurement.folder_sources import Dequantized, open_source
-from quantkit.outputs.gguf_files import REORDERED_KEY
 from quantkit.outputs.gguf_source import model_from_gguf
 from quantkit.outputs.model import ModelTensor, widen
 

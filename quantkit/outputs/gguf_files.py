@@ -14,7 +14,7 @@ from quantkit.gguf.file_types import FileType, file_type
 from quantkit.gguf.kernels import require
 from quantkit.gguf.keyvalues import KeyValue, boolean
 from quantkit.gguf.layout import FileLayout, lay_out, padded
-from quantkit.gguf.metadata import quantization_keys
+from quantkit.gguf.metadata import REORDERED_KEY, quantization_keys
 from quantkit.gguf.mix import Choice, MixOptions, MixTensor, choose_types, idle_overrides
 from quantkit.imatrix.file import Imatrix
 from quantkit.machine import cores, resident_memory
@@ -27,8 +27,6 @@ from quantkit.quant.feedback import SWEEPS
 
 Solver = Literal["llama.cpp", "feedback"]
 """How weights are rounded to a type: with llama.cpp's bytes, or with error feedback."""
-REORDERED_KEY = "quantkit.neurons_reordered"
-"""The key of a GGUF in which neurons of feed-forwards may have another order than in the source."""
 CHUNK_ELEMENTS = 1 << 19
 # A type with fewer bits per weight than the target minus this is not tried: the choice never takes one so poor.
 _BELOW_TARGET = 2.0

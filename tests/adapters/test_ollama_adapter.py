@@ -108,6 +108,19 @@ def test_an_adapter_that_does_not_fit_is_one_sentence(
     assert not list(folder.glob("Modelfile*"))
 
 
+def test_an_adapter_of_neurons_in_another_order_is_one_sentence(made: tuple[Path, Path], tmp_path: Path) -> None:
+    words = ("--solver", "feedback", "--reorder-neurons", "--samples", "8", "--seq-len", "32", "--no-logits")
+    answer = quantkit("gguf", made[0].parent / "plain", "-t", "q6_k", *words, "-o", tmp_path)
+    assert answer.code == 0, answer.stderr
+    answer = quantkit("ollama", tmp_path / "plain-GGUF", *COMMON, "--adapter", made[1])
+    assert answer.code == 2
+    sentence = "changes blk.0.ffn_down.weight, but the neurons of plain-Q6_K.gguf have another order"
+    assert sentence in answer.sentence
+    of_attention = {"blk.0.attn_q.weight.lora_a": (4, 64), "blk.0.attn_q.weight.lora_b": (64, 4)}
+    file = _adapter(tmp_path / "attention.gguf", "llama", of_attention)
+    assert quantkit("ollama", tmp_path / "plain-GGUF", *COMMON, "--adapter", file).code == 0
+
+
 def test_an_adapter_that_is_absent_or_no_gguf_is_one_sentence(folder: Path, tmp_path: Path) -> None:
     answer = quantkit("ollama", folder, *COMMON, "--adapter", tmp_path / "none.gguf")
     assert answer.code == 2 and "none.gguf not found; check the path" in answer.sentence
