@@ -17,7 +17,8 @@ from quantkit import cli
 from quantkit.chat import contained
 from quantkit.llamacpp import session as sessions
 from quantkit.recipes.bake import process as bake_process
-from quantkit.system import memory
+from quantkit.system import memory, processor
+from tests.helpers import token_memory
 from tests.helpers.bake_steps import run_here
 from tests.helpers.command import current_environment
 from tests.helpers.forked import LLAMA_CHILD, start_process
@@ -28,6 +29,7 @@ from tests.helpers.render_child import ForkedChild
 from tests.helpers.token_memory import remembered_tokens
 from tests.tokenizer import tally
 
+_usable_processors = processor.usable_processors
 _ALLOCATIONS = 20_000
 """Allocations between two collections of young objects; Python's own number is 700."""
 
@@ -117,6 +119,13 @@ def blas_of_one_thread() -> Iterator[None]:
 
 
 @contextmanager
+def one_core() -> Iterator[None]:
+    """Commands of this process have one thread by default: on models this small, threads wait for each other."""
+    with patch.object(processor, "usable_processors", lambda: 1):
+        yield
+
+
+@contextmanager
 def reader_of_plain_arrays() -> Iterator[None]:
     """The gguf package's reader, without np.memmap; tests/helpers/test_quick_reader.py compares it with its own."""
     with quick_reader():
@@ -147,9 +156,14 @@ def freed_memory_kept() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def shared_by_all_tests() -> Iterator[None]:
+def shared_by_all_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """All of the above in one fixture: pytest looks up each one anew for each of thousands of tests."""
+    base = tmp_path_factory.getbasetemp()
+    # pytest-xdist gives each worker a folder in one of the run
+    shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "token-memory"
+    shared.mkdir(exist_ok=True)
     with ExitStack() as stack:
+        stack.enter_context(patch.dict(os.environ, {token_memory.FOLDER: str(shared)}))
         for part in (
             shared_llama_child,
             llama_children_forked,
@@ -159,6 +173,7 @@ def shared_by_all_tests() -> Iterator[None]:
             fewer_plots,
             tokens_made_once,
             blas_of_one_thread,
+            one_core,
             reader_of_plain_arrays,
             nothing_flushed,
             freed_memory_kept,
@@ -172,6 +187,12 @@ def blas_of_many_threads() -> Iterator[None]:
     """OpenBLAS as in a user's process, for tests that its threads change no byte."""
     with threadpool_limits(4, "blas"):
         yield
+
+
+@pytest.fixture
+def every_core(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cores that this process has, for tests of their number."""
+    monkeypatch.setattr(processor, "usable_processors", _usable_processors)
 
 
 @pytest.fixture(autouse=True)

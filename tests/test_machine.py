@@ -83,6 +83,7 @@ def test_an_address_space_limit_is_read_from_the_kernel() -> None:
     assert int(ask("memory_limit()", preexec_fn=limited)) <= 4 << 30
 
 
+@pytest.mark.usefixtures("every_core")
 @pytest.mark.parametrize(("quota", "cores"), [("max 100000", 3), ("150000 100000", 2), ("10000 100000", 1)])
 def test_cores_are_those_of_the_cpu_quota_rounded_up(
     groups: Path, quota: str, cores: int, monkeypatch: pytest.MonkeyPatch

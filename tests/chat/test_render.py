@@ -163,7 +163,7 @@ def test_a_template_that_loops_for_hours_is_ended(monkeypatch: pytest.MonkeyPatc
     start = time.monotonic()
     with pytest.raises(TemplateError, match="exceeds the limit of 1 s or 1024 MiB"):
         render_sample("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}")
-    assert time.monotonic() - start < 30
+    assert time.monotonic() - start < 120
 
 
 @pytest.mark.parametrize("template", ["{{ 'a' * 10 ** 11 }}", "{{ 'a' * 10 ** 8 }}"])

@@ -76,15 +76,6 @@ def _sent(hub: Hub) -> int:
     return sum(hub.sent(f"/store/{REPO}/{shard}") for shard in SHARDS)
 
 
-def settled(hub: Hub) -> int:
-    """The number of requests when no more come: the hub records a request after it has sent the answer."""
-    count = -1
-    while count != len(hub.requests):
-        count = len(hub.requests)
-        time.sleep(0.1)
-    return count
-
-
 def test_a_model_is_fetched_into_the_clients_cache_with_only_the_files_it_takes(hub: Hub, client: Client) -> None:
     result = client.open()
     assert (result["name"], result["repo_id"], result["data"]) == ("Tiny-Llama", SOURCE, DATA)
@@ -96,9 +87,11 @@ def test_a_model_is_fetched_into_the_clients_cache_with_only_the_files_it_takes(
     before = len(hub.requests)
     assert client.open()["data"] == DATA
     assert not [served for served in hub.requests[before:] if "/store/" in served.path], "the cache was not used"
-    count = settled(hub)
+    hub.settle()
+    count = len(hub.requests)
     offline = client.open(offline=True)
     assert (offline["data"], offline["revision"]) == (DATA, result["revision"])
+    hub.settle()
     assert len(hub.requests) == count, "offline mode spoke to the hub"
     assert Client(closed_port(), client.home).open()["data"] == DATA, "a complete cache serves without a network"
 

@@ -423,6 +423,7 @@ def one_core() -> Iterator[str]:
         os.sched_setaffinity(0, cores)
 
 
+@pytest.mark.usefixtures("every_core")
 @pytest.mark.parametrize("preset", ["gguf", "awq", "gptq", "imatrix", "convert"])
 def test_pinned_to_one_core_every_command_plans_one_thread(
     preset: str, sound: Path, tmp_path: Path, one_core: str

@@ -5,7 +5,6 @@ import io
 import json
 import os
 import shutil
-import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +17,7 @@ from quantkit.publish.ollama.modelfile import lint_modelfile, parse_modelfile
 from tests.helpers.command import Answer, working_folder
 from tests.helpers.command import quantkit as quantkit_forked
 from tests.helpers.ollama_server import Ollama, running_ollama
+from tests.helpers.ports import free_port
 from tests.publish.gguf_files import INEXACT, write_gguf
 
 NAME = ("--name", "azure99/blossom-v5")
@@ -209,9 +209,7 @@ def test_a_key_that_is_not_registered_is_one_sentence(folder: Path, server: Olla
 
 
 def test_no_server_is_one_sentence_and_the_modelfiles_are_written(folder: Path) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     sentence = failed(quantkit("ollama", folder, *NAME, "--create", "--host", f"127.0.0.1:{port}"))
     assert f"no Ollama server answers at http://127.0.0.1:{port}" in sentence and "`ollama serve`" in sentence
     assert (folder / "Modelfile").exists()

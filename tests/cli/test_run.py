@@ -118,7 +118,7 @@ def test_a_conversation_at_a_terminal(here: Path) -> None:
         os.killpg(terminal.running.pid, signal.SIGINT)
         terminal.wait(">>> ")
         terminal.type("/bye\n")
-        assert terminal.running.wait(20) == 0
+        assert terminal.running.wait(60) == 0
 
 
 BAD = {

@@ -23,8 +23,9 @@ from jsonschema import Draft202012Validator
 
 from tests.helpers.command import quantkit, quantkit_forked, quantkit_here
 from tests.helpers.late_import import imported_when_used
+from tests.helpers.ports import free_port
 from tests.helpers.real import smollm2_or_skip
-from tests.helpers.serving import Served, device_lister, free_port, llama_server, serving
+from tests.helpers.serving import Served, device_lister, llama_server, serving
 from tests.helpers.tiny import tiny_llama
 from tools.schemas import SCHEMAS, schema
 

@@ -1,11 +1,13 @@
 """After TERM, INT (also twice) and the death of a child nothing is left in /tmp or /dev/shm, and a rerun resumes."""
 
+import contextlib
 import hashlib
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -13,6 +15,7 @@ import pytest
 
 from tests.helpers.command import command, quantkit
 from tests.helpers.forked import run_process
+from tests.helpers.kills import disturbed
 from tests.helpers.tiny import tiny_llama
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/dev/shm is Linux's")
@@ -33,16 +36,22 @@ def scratch(pid: int, temporary: Path) -> list[Path]:
     return [path for folder in (temporary, SHARED) for path in folder.glob(f"quantkit-{pid}-*")]
 
 
-def started(model: Path, out: Path, temporary: Path) -> "subprocess.Popen[str]":
-    """A conversion that has a temporary folder, so its check by llama.cpp is at work."""
+Process = subprocess.Popen[str]
+
+
+def disturbed_check(model: Path, folder: Path, disturb: Callable[[Process], None]) -> Process:
+    """A conversion into FOLDER/out that has a temporary folder in FOLDER/tmp when it is disturbed: llama.cpp's check
+    is at work.
+    """
+    out, temporary, running = folder / "out", folder / "tmp", list[Process]()
     temporary.mkdir()
-    process = subprocess.Popen(
-        words(model, out), env={**os.environ, "TMPDIR": str(temporary)}, stderr=subprocess.PIPE, text=True
-    )
-    while process.poll() is None and not scratch(process.pid, temporary):
-        time.sleep(0.001)
-    assert process.poll() is None
-    return process
+
+    def start() -> Process:
+        environment = {**os.environ, "TMPDIR": str(temporary)}
+        running.append(subprocess.Popen(words(model, out), env=environment, stderr=subprocess.PIPE, text=True))
+        return running[-1]
+
+    return disturbed(start, lambda: bool(scratch(running[-1].pid, temporary)), disturb, out)
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -63,11 +72,13 @@ def undisturbed(model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[s
 def test_a_signal_leaves_no_temporary_file_and_a_rerun_resumes(
     model: Path, undisturbed: dict[str, str], tmp_path: Path, signals: tuple[int, ...], code: int
 ) -> None:
-    process = started(model, tmp_path / "out", tmp_path / "tmp")
-    for number in signals:
-        process.send_signal(number)
-        time.sleep(0.02)
-    _, stderr = process.communicate(timeout=60)
+    def disturb(running: Process) -> None:
+        for number in signals:
+            running.send_signal(number)
+            time.sleep(0.02)
+
+    process = disturbed_check(model, tmp_path, disturb)
+    _, stderr = process.communicate()
     # the second one can come while Python ends, which has restored the default handler
     assert process.returncode == code or (len(signals) > 1 and process.returncode == -signals[-1]), stderr
     assert "Traceback" not in stderr
@@ -79,13 +90,17 @@ def test_a_signal_leaves_no_temporary_file_and_a_rerun_resumes(
 
 
 def test_the_death_of_a_child_is_no_failed_check(model: Path, undisturbed: dict[str, str], tmp_path: Path) -> None:
-    process = started(model, tmp_path / "out", tmp_path / "tmp")
-    children = psutil.Process(process.pid).children()
-    while process.poll() is None and not children:
-        children = psutil.Process(process.pid).children()
-    for child in children:
-        child.kill()
-    _, stderr = process.communicate(timeout=60)
+    def disturb(running: Process) -> None:
+        children: list[psutil.Process] = []
+        while running.poll() is None and not children:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                children = psutil.Process(running.pid).children()
+        for child in children:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                child.kill()
+
+    process = disturbed_check(model, tmp_path, disturb)
+    _, stderr = process.communicate()
     assert process.returncode == 1, stderr
     assert "too little memory" in stderr and "rerun" in stderr
     assert not scratch(process.pid, tmp_path / "tmp")
@@ -111,7 +126,7 @@ with patch("quantkit.cli._require_address_space", then):
     sys.argv = ["quantkit", "inspect", "/nowhere"]
     quantkit.cli.main()
 """
-    done = run_process([sys.executable, "-c", script], text=True, timeout=30)
+    done = run_process([sys.executable, "-c", script], text=True, timeout=120)
     assert done.returncode == 143, done.stderr
     assert done.stderr == "quantkit: interrupted; run the same command again to resume a conversion or a measurement\n"
 

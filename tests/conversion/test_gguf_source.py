@@ -1,8 +1,6 @@
 """A GGUF as the source: what is odd about it is taken along, or refused in a sentence."""
 
-import signal
 import subprocess
-import time
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +12,7 @@ from quantkit.outputs.gguf_source import model_from_gguf
 from tests.conversion.test_bytes import a_random_imatrix, convert, tensors
 from tests.helpers.command import command, quantkit
 from tests.helpers.forked import start_process
+from tests.helpers.kills import disturbed
 from tests.helpers.tiny import tiny_llama
 
 
@@ -69,12 +68,14 @@ def test_a_source_changed_behind_an_unchanged_header_is_not_resumed(source: Path
     changing = tmp_path / "changing.gguf"
     changing.write_bytes(source.read_bytes())
     words = ("gguf", changing, "-t", "q4_k_m", "-o", tmp_path, "--threads", "1")
-    process = start_process(command(*words), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     journal = tmp_path / "changing-conversion.partial" / "journal"
-    while process.poll() is None and not (journal.exists() and journal.read_text().count("\n") > 3):
-        time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    disturbed(
+        lambda: start_process(command(*words), **silent),
+        lambda: journal.exists() and journal.read_text().count("\n") > 3,
+        lambda process: process.kill(),
+        tmp_path / "changing-GGUF",
+    )
     data = bytearray(changing.read_bytes())
     data[-2] ^= 1
     changing.write_bytes(data)

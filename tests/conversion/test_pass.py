@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from gguf import GGUFReader
 from quantkit.journal import JournalFile
 from tests.helpers.command import command, quantkit
 from tests.helpers.forked import start_process
+from tests.helpers.kills import disturbed
 from tests.helpers.tiny import tiny_llama
 
 TYPES = ("-t", "q4_0", "-t", "q2_k", "-t", "q4_k_m", "-t", "q8_0")
@@ -42,8 +44,8 @@ def undisturbed(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> d
     return digests
 
 
-# two are the default of a machine of two cores, which `undisturbed` has
-@pytest.mark.parametrize("threads", [1, pytest.param(2, marks=pytest.mark.full), 7])
+# one is the default in a test's process, which `undisturbed` has
+@pytest.mark.parametrize("threads", [pytest.param(2, marks=pytest.mark.full), 7])
 def test_threads_change_no_byte(checkpoint: Path, undisturbed: dict[str, str], tmp_path: Path, threads: int) -> None:
     answer = quantkit("gguf", checkpoint, *TYPES, "-o", tmp_path, "--no-logits", "--threads", str(threads))
     assert answer.code == 0, answer.stderr
@@ -92,16 +94,8 @@ def test_a_resumed_run_skips_what_is_done_and_refuses_other_options(checkpoint: 
 
 
 def test_force_throws_an_unfinished_run_away_with_its_files(checkpoint: Path, tmp_path: Path) -> None:
-    process = start_process(
-        command("gguf", checkpoint, *TYPES, "-o", tmp_path, "--no-logits", "--threads", "1"),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
     out = tmp_path / "model-GGUF"
-    while process.poll() is None and len(list(out.glob("*.gguf.partial"))) < 4:
-        time.sleep(0.002)
-    process.kill()
-    process.wait()
+    killed(checkpoint, tmp_path, lambda: len(list(out.glob("*.gguf.partial"))) == 4)
     answer = quantkit("gguf", checkpoint, "-t", "q5_0", "-o", tmp_path, "--no-logits", "--force")
     assert answer.code == 0, answer.stderr
     assert sorted(path.name for path in out.iterdir()) == ["model-Q5_0.gguf", "quantkit.json"]
@@ -118,17 +112,17 @@ def test_a_changed_source_is_not_resumed(tmp_path: Path) -> None:
 
 def interrupted(checkpoint: Path, folder: Path, *, lines: int) -> Path:
     """A conversion killed once its journal has so many lines; the folder of its partial files."""
-    process = start_process(
-        command("gguf", checkpoint, *TYPES, "-o", folder, "--no-logits", "--threads", "1"),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
     journal = folder / "model-conversion.partial" / "journal"
-    while process.poll() is None and not (journal.exists() and journal.read_text().count("\n") > lines):
-        time.sleep(0.002)
-    process.kill()
-    process.wait()
-    return folder / "model-GGUF"
+    return killed(checkpoint, folder, lambda: journal.exists() and journal.read_text().count("\n") > lines)
+
+
+def killed(checkpoint: Path, folder: Path, at_the_point: Callable[[], bool]) -> Path:
+    """A conversion killed at a point; the folder of its partial files."""
+    words = command("gguf", checkpoint, *TYPES, "-o", folder, "--no-logits", "--threads", "1")
+    silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    made = folder / "model-GGUF"
+    disturbed(lambda: start_process(words, **silent), at_the_point, lambda process: process.kill(), made)
+    return made
 
 
 def test_a_partial_file_removed_meanwhile_is_made_anew(

@@ -262,7 +262,7 @@ def test_a_closed_source_ends_the_requests_that_wait_for_a_further_try(hub: Hub,
         reader.start()
         time.sleep(0.2)
         checkpoint.close()
-        reader.join(timeout=10)
+        reader.join(timeout=60)
         assert not reader.is_alive()
 
 

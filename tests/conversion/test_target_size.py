@@ -26,7 +26,7 @@ BITS = "7"
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_llama(tmp_path_factory.mktemp("source") / "model", variant="llama3", layers=4)
+    return tiny_llama(tmp_path_factory.mktemp("source") / "model", variant="llama3")
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,5 @@
 """The page for a hub Space in a real Chromium: gradio in an environment of its own, a hub on the same machine."""
 
-import socket
 import subprocess
 import time
 import urllib.request
@@ -17,6 +16,7 @@ from tests.helpers.cached_environment import cached_environment, outside
 from tests.helpers.chromium import headless_chromium
 from tests.helpers.command import quantkit
 from tests.helpers.hub_server import Hub, Repo, running_hub
+from tests.helpers.ports import free_port
 from tests.helpers.tiny import tiny_llama
 
 if TYPE_CHECKING:
@@ -65,9 +65,7 @@ def running_page(browser: "Browser", hub: Hub, home: Path, **more: str) -> Itera
         line.split()[1] for line in (SPACE / "README.md").read_text("utf-8").splitlines() if "sdk_version" in line
     )
     python = cached_environment("space", [f"gradio=={version}", *dependencies()])
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     variables = outside(
         python,
         PYTHONPATH=str(ROOT),

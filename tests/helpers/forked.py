@@ -275,11 +275,19 @@ def _end(code: int, modules: IO[bytes]) -> None:
 
 
 def _prepare(modules: Sequence[str]) -> None:
-    """Import the modules, or all commands."""
+    """Import the modules, or all commands. The children of llama.cpp have one thread by default, as in the test's own
+    process.
+    """
     _import(modules)
-    if not modules:
-        from quantkit.cli import COMMANDS, load_command
+    if modules:
+        from quantkit.system import processor
 
+        processor.usable_processors = lambda: 1
+    else:
+        from quantkit.cli import COMMANDS, load_command
+        from tests.helpers.token_memory import remembered_tokens
+
+        contextlib.ExitStack().enter_context(remembered_tokens())
         for command in COMMANDS:
             load_command(command)
 

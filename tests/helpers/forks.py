@@ -73,7 +73,7 @@ def _import(names: Iterable[str]) -> None:
                 import_module(name)
 
 
-def _wait_for_group(pid: int, seconds: float = 20.0) -> None:
+def _wait_for_group(pid: int, seconds: float = 60.0) -> None:
     """Children of a killed process end by themselves; one that does not is an error."""
     until = time.monotonic() + seconds
     while time.monotonic() < until:

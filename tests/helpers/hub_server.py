@@ -22,6 +22,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+from tests.helpers.ports import free_port
+
 WEIGHTS = (".safetensors", ".bin")
 
 
@@ -99,7 +101,7 @@ class Hub:
     def settle(self) -> None:
         """Wait until every answer is written down: a client may have its last byte before that."""
         with self.idle:
-            self.idle.wait_for(lambda: self.busy == 0, timeout=5)
+            self.idle.wait_for(lambda: self.busy == 0, timeout=60)
 
     def stored(self, name: str) -> list[tuple[int, int]]:
         """First byte and end of each range of a weight file that the store sent, in order."""
@@ -138,9 +140,7 @@ def running_hub(handler_of: "Callable[[Hub], type[BaseHTTPRequestHandler]] | Non
 
 def closed_port() -> str:
     """An endpoint nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return f"http://127.0.0.1:{probe.getsockname()[1]}"
+    return f"http://127.0.0.1:{free_port()}"
 
 
 def hub_handler(hub: Hub) -> Any:

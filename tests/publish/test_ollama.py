@@ -13,6 +13,7 @@ from quantkit.publish.ollama import connection
 from quantkit.publish.ollama.modelfile import Modelfile
 from quantkit.publish.ollama.server import Server, StoredModel, create_request, digest_of, parse_host
 from tests.helpers.ollama_server import KEY, Ollama, running_ollama
+from tests.helpers.ports import free_port
 from tests.publish.gguf_files import write_gguf
 from tests.publish.recorded import Recorded
 
@@ -26,12 +27,6 @@ def ollama() -> Iterator[Ollama]:
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
     return write_gguf(tmp_path / "m-Q4_0.gguf")
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def sentence(caught: pytest.ExceptionInfo[PublishError]) -> str:

@@ -76,6 +76,7 @@ def test_windows_answers_by_the_registry(monkeypatch: pytest.MonkeyPatch) -> Non
     assert processor.boot() == "boot 17"
 
 
+@pytest.mark.usefixtures("every_core")
 def test_without_an_affinity_mask_all_processors_count(monkeypatch: pytest.MonkeyPatch) -> None:
     assert processor.usable_processors() == len(os.sched_getaffinity(0))
     monkeypatch.delattr(os, "sched_getaffinity")

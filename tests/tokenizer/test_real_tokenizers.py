@@ -15,7 +15,7 @@ import tiktoken
 from gguf import GGUFReader
 
 from quantkit.families import token_roles
-from quantkit.tokenizer import PROBE, differences, hf_token_ids, load_vocabulary, ranks
+from quantkit.tokenizer import PROBE, Vocabulary, differences, hf_token_ids, load_vocabulary, ranks
 from quantkit.tokenizer.roles import LLAMA_ROLES
 from tests.helpers.packages import fetch_pypi
 from tests.helpers.tiny_tokenizers import CORPUS
@@ -111,14 +111,15 @@ def test_every_family_asked_for_has_a_tokenizer_or_says_that_none_was_found() ->
 
 
 class TestQwen1:
-    @pytest.fixture
-    def folder(self, tmp_path: Path) -> Path:
+    @pytest.fixture(scope="class")
+    def folder(self, tmp_path_factory: pytest.TempPathFactory) -> Path:
         """Qwen-7B-Chat's tokenizer files, as published: a table of ranks and a class for the rest."""
-        shutil.copy(fetch_pypi(*QWEN1) / "dashscope" / "resources" / "qwen.tiktoken", tmp_path)
+        folder = tmp_path_factory.mktemp("qwen1")
+        shutil.copy(fetch_pypi(*QWEN1) / "dashscope" / "resources" / "qwen.tiktoken", folder)
         auto = {"AutoTokenizer": ["tokenization_qwen.QWenTokenizer", None]}
         config = {"model_max_length": 8192, "tokenizer_class": "QWenTokenizer", "auto_map": auto}
-        (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
-        return tmp_path
+        (folder / "tokenizer_config.json").write_text(json.dumps(config))
+        return folder
 
     def test_a_table_of_ranks_alone_has_tiktokens_ids(self, folder: Path, chinese: list[str], tmp_path: Path) -> None:
         table = ranks.read(folder / "qwen.tiktoken")
@@ -132,8 +133,13 @@ class TestQwen1:
         vocabulary = compare("qwen.tiktoken", ("Qwen 1",), folder, tmp_path, texts, differing=1, **QWEN1_CONFIG)
         assert (vocabulary.model, vocabulary.pre) == ("gpt2", "qwen2")
 
-    def test_the_special_tokens_follow_the_ranks_and_end_the_text_as_the_converter_has_it(self, folder: Path) -> None:
-        vocabulary = load_vocabulary(folder, QWEN1_CONFIG, roles=token_roles(QWEN1_CONFIG))
+    @pytest.fixture(scope="class")
+    def vocabulary(self, folder: Path) -> Vocabulary:
+        return load_vocabulary(folder, QWEN1_CONFIG, roles=token_roles(QWEN1_CONFIG))
+
+    def test_the_special_tokens_follow_the_ranks_and_end_the_text_as_the_converter_has_it(
+        self, folder: Path, vocabulary: Vocabulary
+    ) -> None:
         assert vocabulary.tokens[151643:151646] == [b"<|endoftext|>", b"<|im_start|>", b"<|im_end|>"]
         assert vocabulary.tokens[151850:151852] == [b"<|extra_204|>", b"[PAD151851]"]
         assert special(vocabulary) == {"bos": 151643, "eos": 151643, "unknown": 151643}
@@ -144,8 +150,9 @@ class TestQwen1:
             "unknown": 151643,
         }
 
-    def test_a_text_that_is_not_normalized_differs_for_that_reason(self, folder: Path, tmp_path: Path) -> None:
-        vocabulary = load_vocabulary(folder, QWEN1_CONFIG, roles=token_roles(QWEN1_CONFIG))
+    def test_a_text_that_is_not_normalized_differs_for_that_reason(
+        self, folder: Path, vocabulary: Vocabulary, tmp_path: Path
+    ) -> None:
         texts = ["cafe\u0301"]
         (difference,) = differences(folder, vocabulary.keys, texts, llama_ids(vocabulary, texts, tmp_path))
         assert "normalizes it first" in str(difference.reason)
