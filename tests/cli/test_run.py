@@ -101,7 +101,7 @@ class Terminal:
 
 
 def test_a_conversation_at_a_terminal(here: Path) -> None:
-    with at_a_terminal(here, "--temperature", "0", "--ctx", "4096", "-n", "3000") as terminal:
+    with at_a_terminal(here, "--temperature", "0", "--ctx", "32768", "-n", "30000") as terminal:
         terminal.wait(">>> ")
         terminal.type("/help\n")
         assert "/clear" in terminal.wait(">>> ")

@@ -1,4 +1,4 @@
-"""Processes that get a signal at a certain point of their work."""
+"""Processes that get a signal at a certain point of their work, and those that are left."""
 
 import shutil
 import subprocess
@@ -7,7 +7,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
+
+from tests.helpers.forked import LLAMA_CHILD, forks
+
 _ATTEMPTS = 20
+
+
+def descendants() -> set[psutil.Process]:
+    """The processes below this one. The interpreter that forks llama.cpp's children, which stays, has been started."""
+    forks(modules=LLAMA_CHILD)
+    return set(psutil.Process().children(recursive=True))
 
 
 def disturbed(

@@ -4,7 +4,6 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import gguf
-import psutil
 import pytest
 
 from quantkit.errors import CheckpointError, QuantkitError, UsageError
@@ -20,6 +19,7 @@ from quantkit.measurement.memory import (
     measure_memory,
 )
 from quantkit.measurement.nvml import DriverMemory
+from tests.helpers.kills import descendants
 from tests.helpers.tiny import tiny_llama
 from tests.measurement.tiny_gguf import write_tiny_gguf
 
@@ -128,7 +128,7 @@ def test_repacked_weights_are_counted_beside_the_mapped_file(tiny: Path, tmp_pat
 
 
 def test_what_cannot_be_loaded_is_one_sentence_and_leaves_no_process(tiny: Path, tmp_path: Path) -> None:
-    before = psutil.Process().children()
+    before = descendants()
     bad = tmp_path / "bad.gguf"
     bad.write_bytes(tiny.read_bytes().replace(b"blk.1.attn_q.weight", b"blk.1.attn_Q.weight"))
     with pytest.raises(
@@ -141,7 +141,7 @@ def test_what_cannot_be_loaded_is_one_sentence_and_leaves_no_process(tiny: Path,
         loaded_memory(bad, LoadOptions(gpu_layers=0))
     with pytest.raises(UsageError, match="f17"):
         loaded_memory(tiny, LoadOptions(gpu_layers=0, kv_type="f17"))
-    assert psutil.Process().children() == before
+    assert descendants() == before
 
 
 @pytest.mark.parametrize(
