@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
+from unittest.mock import patch
 
 # sets KMP_DUPLICATE_LIB_OK when it is imported, which must not look like a change by a test
 import threadpoolctl  # noqa: F401
@@ -116,6 +117,8 @@ def quantkit_here(*words: str | Path, cwd: Path | None = None) -> Answer:
         stack.enter_context(_default_warnings())
         stdout = stack.enter_context(_captured(1, "stdout", "strict"))
         stderr = stack.enter_context(_captured(2, "stderr", "backslashreplace"))
+        # pytest's own stdin refuses to be read, but that of its workers does not
+        stack.enter_context(patch.object(sys, "stdin", stack.enter_context(Path(os.devnull).open())))
         if cwd is not None:
             stack.enter_context(working_folder(cwd))
         try:
