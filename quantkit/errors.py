@@ -32,7 +32,14 @@ class UnsupportedError(QuantkitError):
 
 
 class UnknownArchitectureError(UnsupportedError):
-    """No family has the architecture of config.json."""
+    """No family has the architecture of config.json.
+
+    `for_converter`: llama.cpp's pinned converter has it.
+    """
+
+    def __init__(self, message: str, *, for_converter: bool = False) -> None:
+        super().__init__(message)
+        self.for_converter = for_converter
 
 
 class TokenizerError(QuantkitError):

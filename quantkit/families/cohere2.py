@@ -77,5 +77,5 @@ FAMILY = Family(
     prepare=_prepare,
     rope_kinds=("default",),
     forward=FORWARD,
-    traits=Traits(layer_norm=True, parallel=True, sliding_every=_PATTERN),
+    traits=Traits(layer_norm=True, parallel=True, sliding_every=_PATTERN, rope_in_windows=True),
 )

@@ -59,8 +59,8 @@ def _keys(arch: str, sizes: Hyperparameters) -> list[Key]:
 
 FAMILY = Family(
     name="EuroBERT",
-    models="EuroBERT 210M/610M/2.1B, and sentence encoders made of it",
-    architectures=("EuroBertModel", "EuroBertForMaskedLM"),
+    models="EuroBERT 210M/610M/2.1B, and sentence encoders made of it, jina-embeddings-v5-text-nano",
+    architectures=("EuroBertModel", "EuroBertForMaskedLM", "JinaEmbeddingsV5Model"),
     gguf_arch="eurobert",
     rules=RULES,
     keys=_keys,

@@ -171,6 +171,6 @@ FAMILY = Family(
     # of the tower and its projector
     no_effect=("out_hidden_size", "projector_hidden_act", "projector_hidden_size"),
     forward={_NAME: FORWARD},
-    traits=Traits(sliding_every=_FULL_EVERY, unweighted_norms=True),
+    traits=Traits(sliding_every=_FULL_EVERY, unweighted_norms=True, rope_in_windows=True),
     token_roles=TokenRoles(also={"eot": "<|eot|>"}),
 )

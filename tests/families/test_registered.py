@@ -6,6 +6,9 @@ import subprocess
 import pytest
 
 from quantkit.families import all_families, find_family
+from quantkit.families.unconverted import CONVERTER, LEFT_TO_CONVERTER, LIMITS
+from quantkit.families.wrappers import WRAPPERS
+from quantkit.llamacpp import pinned_converter
 from tests.helpers.peer import newest_converter
 from tools.shown import REGISTERED, mixed, mixed_configs
 
@@ -17,6 +20,14 @@ def test_the_list_is_that_of_the_newest_converter() -> None:
     environment = peer.environment() | {"PYTHONPATH": f"{peer.source}:{peer.source / 'gguf-py'}"}
     done = subprocess.run([str(peer.python), "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert json.loads(done.stdout) == REGISTERED.read_text("utf-8").split()
+
+
+def test_an_architecture_that_only_the_converter_has_is_refused_with_the_way_to_it() -> None:
+    known = {name for family in all_families() for name in family.architectures}
+    known |= {wrapper.architecture for wrapper in WRAPPERS}
+    assert set(REGISTERED.read_text("utf-8").split()) - known == LEFT_TO_CONVERTER
+    assert LIMITS.keys() <= LEFT_TO_CONVERTER
+    assert CONVERTER == pinned_converter.VERSION
 
 
 def test_every_family_is_compared_with_llama_cpp_at_a_published_size() -> None:

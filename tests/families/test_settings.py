@@ -53,6 +53,10 @@ GEMMA4_EXPERTS: Config = {
     "moe_intermediate_size": 64,
 }
 ALSO: dict[str, list[Config]] = {
+    "Cohere2MoeForCausalLM": [
+        {"layer_types": None, "mlp_layer_types": None, "first_k_dense_replace": 2},
+        {"num_shared_experts": 1},
+    ],
     "Exaone4ForCausalLM": [{"layer_types": None}],
     "Exaone4_5_ForConditionalGeneration": [{"layer_types": None}],
     "ExaoneMoeForCausalLM": [{"layer_types": None}],

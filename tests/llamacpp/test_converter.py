@@ -251,7 +251,7 @@ def test_what_needs_a_family_is_refused(more: tuple[str, ...], words: str, check
 def test_without_a_converter_the_sentence_says_what_to_do(checkpoint: Path, tmp_path: Path) -> None:
     answer = quantkit("gguf", checkpoint, "-o", tmp_path)
     assert answer.code == 1
-    assert "pip install 'quantkit[converter]', then pass --converter pinned, or pass a checkout" in answer.sentence
+    assert "pass a checkout of that llama.cpp to --converter (or set QUANTKIT_LLAMA_CPP)" in answer.sentence
 
 
 def test_the_converter_is_found_by_option_by_variable_and_beside_its_python(tmp_path: Path) -> None:

@@ -51,7 +51,10 @@ def _expert_keys(arch: str, sizes: Hyperparameters) -> list[Key]:
         keys.append(Key(f"{arch}.expert_group_count", "u32", groups))
     if (groups_used := optional_size(config, "topk_group")) is not None:
         keys.append(Key(f"{arch}.expert_group_used_count", "u32", groups_used))
-    names = ("score_function", "scoring_func", "score_func", "moe_router_activation", "moe_router_activation_func")
+    names = (
+        *("score_function", "scoring_func", "score_func", "moe_router_activation", "moe_router_activation_func"),
+        "expert_selection_fn",
+    )
     gating = next((config[name] for name in names if config.get(name) is not None), None)
     if gating is not None:
         if gating not in _GATING:

@@ -109,6 +109,8 @@ def find_family(config: Mapping[str, Any]) -> Family:
         UnsupportedError: no family has this architecture; the message names the nearest ones and the way to add one.
         UsageError: a user's family file cannot be loaded.
     """
+    from quantkit.families.unconverted import CONVERTER, LEFT_TO_CONVERTER, LIMITS
+
     known = {name: family for family in all_families() for name in family.architectures}
     architecture = _architecture_name(complete_architecture(config))
     if (wrapped := _wrapped_family(config, architecture, known)) is not None:
@@ -128,9 +130,16 @@ def find_family(config: Mapping[str, Any]) -> Family:
     hint = f"; the nearest by name {'are' if others else 'is'} {names}" if near else ""
     modules = {name: module for module, family in _own().items() for name in family.architectures}
     example = modules.get(near[0] if near else "", "llama")
+    unsupported = f"architecture {architecture} of config.json is not supported yet"
+    own_file = f"add a family file such as quantkit/families/{example}.py"
+    if architecture not in LEFT_TO_CONVERTER:
+        raise UnknownArchitectureError(
+            f"{unsupported}, nor by llama.cpp's converter {CONVERTER}; if a newer llama.cpp runs it, {own_file}{hint}"
+        )
+    but = f", but {LIMITS[architecture]}" if architecture in LIMITS else ""
     raise UnknownArchitectureError(
-        f"architecture {architecture} of config.json is not supported yet; if llama.cpp runs it, add a family file such"
-        f" as quantkit/families/{example}.py{hint}"
+        f"{unsupported}; llama.cpp's converter {CONVERTER} reads it{but}; for all else than a GGUF, {own_file}",
+        for_converter=True,
     )
 
 

@@ -20,6 +20,7 @@ class Traits:
         unweighted_norms: norms have no weight, so no tensor shows them.
         positions: where positions come from; "stated" means that keys or tensors of the file show it.
         rope_layers: only models of this many layers have rotary positions; None means all.
+        rope_in_windows: layers without a window have no rotary positions, apart from the first, dense ones.
         parallel: attention and feed-forward start from the same norm.
         parallel_without_feed_norm: the same, in layers without a norm for the feed-forward.
         attention_first: if both parts start from the same norm, attention's output projection precedes the
@@ -59,6 +60,7 @@ class Traits:
     unweighted_norms: bool = False
     positions: Literal["rope", "alibi", "learned", "stated"] = "rope"
     rope_layers: int | None = None
+    rope_in_windows: bool = False
     parallel: bool = False
     parallel_without_feed_norm: bool = False
     attention_first: bool = False

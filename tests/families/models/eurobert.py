@@ -33,6 +33,9 @@ _BYTE_LEVEL = {"tokenizer": "smollm", "pre": "smollm"}
 CASES = (
     # transformers' class adds classifier_pooling "late", at which the converter stops
     encoder("eurobert", EUROBERT, raw_config=True, **_BYTE_LEVEL),
+    encoder(
+        "eurobert-jina-v5", {**EUROBERT, "architectures": ["JinaEmbeddingsV5Model"]}, raw_config=True, **_BYTE_LEVEL
+    ),
     # llama.cpp's converter does not know the name
     encoder(
         "eurobert-masked",
