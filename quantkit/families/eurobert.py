@@ -57,6 +57,13 @@ def _keys(arch: str, sizes: Hyperparameters) -> list[Key]:
     ]
 
 
+FORWARD = Architecture(
+    base="",
+    head="",
+    attention=Attention(causal=False),
+    unpacked=lambda _: "loaders of AWQ and GPTQ folders run decoders, and this model is an encoder",
+)
+
 FAMILY = Family(
     name="EuroBERT",
     models="EuroBERT 210M/610M/2.1B, and sentence encoders made of it, jina-embeddings-v5-text-nano",
@@ -71,14 +78,7 @@ FAMILY = Family(
     cautions=encoder_cautions,
     rope_kinds=("default",),
     no_effect=("classifier_pooling", "mask_token_id"),
-    forward={
-        "EuroBertModel": Architecture(
-            base="",
-            head="",
-            attention=Attention(causal=False),
-            unpacked=lambda _: "loaders of AWQ and GPTQ folders run decoders, and this model is an encoder",
-        )
-    },
+    forward=dict.fromkeys(("EuroBertModel", "JinaEmbeddingsV5Model"), FORWARD),
     traits=Traits(causal=False, encoder=True),
     token_roles=TokenRoles(adds={"bos": False}, adds_first=True),
 )
