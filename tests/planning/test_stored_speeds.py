@@ -103,6 +103,7 @@ def test_layers_stay_on_a_cpu_that_was_measured_to_be_faster(tmp_path: Path) -> 
     assert placement_that_fits(model, context, room, speeds={"CPU": CPU, "GPU": quick}).gpu_layers == 9
 
 
+@pytest.mark.usefixtures("every_core")
 def test_a_plan_states_the_stored_speed_and_ignores_it_on_request(file: Path, tmp_path: Path) -> None:
     model = write_model(tmp_path / "model.gguf", SIZES, GGMLQuantizationType.Q4_0)
     store_speeds((replace(CPU, bandwidth=123e9, by_type={}),), (), cores())
