@@ -169,7 +169,7 @@ FAMILY = Family(
     dropped=(Dropped(r"(model\.)?(vision_tower|vision_adapter|vision_projection)\..*", TOWERS_LEFT_OUT),),
     rope_kinds=("default",),
     # of the tower and its projector
-    no_effect=("out_hidden_size", "projector_hidden_act", "projector_hidden_size"),
+    no_effect=("out_hidden_size", "projector_hidden_size"),
     forward={_NAME: FORWARD},
     traits=Traits(sliding_every=_FULL_EVERY, unweighted_norms=True, rope_in_windows=True),
     token_roles=TokenRoles(also={"eot": "<|eot|>"}),
