@@ -57,7 +57,7 @@ FIRST = {
     "gpt2",  # turned matrices
     "falcon-40b",  # parallel, two norms
     "olmo2",  # norms after, nothing to fold into
-    "deepseek-v2",  # latent attention, shared experts, a first dense layer
+    "deepseek-v3",  # latent attention, shared experts, a first dense layer
     "mixtral",
     "gemma2",  # an offset in norms, four norms a layer
     "qwen2moe-fused-no-biases",  # experts in one tensor that leave one by one, a gated shared expert
