@@ -42,7 +42,8 @@ def attend(part: Attention, layer: Layer, x: Array, context: Context) -> Array:
         q = q * place(factors.astype(np.float32)[:, None], where)
     q = q.reshape(groups, heads // groups, n, size)
     slopes = place(alibi_slopes(heads), where) if part.alibi(layer.config) else None
-    sinks = layer.vector(layer.at + part.at + part.sinks, x) if part.sinks else None
+    has_sinks = part.sinks and layer.weights.has(layer.at + part.at + part.sinks)
+    sinks = layer.vector(f"{layer.at}{part.at}{part.sinks}", x) if has_sinks else None
     window, chunk = part.window(layer.config, layer.number) or n, part.chunk(layer.config, layer.number) or n
 
     out = empty((n, heads, v.shape[-1]), x)
@@ -177,12 +178,12 @@ def _both_normed(part: Attention, layer: Layer, q: Array, k: Array) -> tuple[Arr
 def _projected(
     part: Attention, layer: Layer, x: Array, heads: int, kv_heads: int, size: int
 ) -> tuple[Array, Array, Array]:
-    """Queries (n, heads, size; twice the size with gates), keys and values (n, kv_heads, size)."""
+    """Queries (n, heads, size; twice the size with gates), keys (n, kv_heads, size) and values."""
     at, n = layer.at + part.at, len(x)
     if part.fused is None:
         keys_only = part.keys_as_values(layer.config, layer.number)
         names = part.separate[:2] if keys_only else part.separate
-        widths = (2 * size if part.gated else size, size, size)
+        widths = (2 * size if part.gated else size, size, part.value_width(layer.config))
         q, k, *values = (
             layer.weights.linear(at + name, x, count * width, part.form).reshape(n, count, width)
             for name, count, width in zip(names, (heads, kv_heads, kv_heads), widths, strict=False)

@@ -24,7 +24,7 @@ from quantkit.forward.short_convolution import short_convolution
 from quantkit.forward.time_mix import channel_mix, time_mix
 from quantkit.forward.weights import Array, Weights, f32
 
-_EPS = ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_eps")
+_EPS = ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_eps", "layernorm_epsilon")
 
 
 class Decoder:

@@ -47,27 +47,27 @@ def _attention(part: Attention, layer: LayerNames) -> Part:
 def _plain(part: Attention, layer: LayerNames) -> Part:
     config, at = layer.config, layer.at + part.at
     heads, kv_heads = int(given(config, "num_attention_heads", "n_head", "n_heads")), part.kv_heads(config)
-    size = head_dim(config)
+    size, value = head_dim(config), part.value_width(config)
     shared_by = heads // kv_heads
     readers: tuple[Linear, ...]
-    first, step = 0, size  # first row of the values, and rows from one key head to the next
+    first, step = 0, value  # first row of the values, and rows from one key head to the next
     own_values = not part.keys_as_values(config, layer.number)
     shares = part.shared_from(config, layer.number) is not None
     if part.fused is None:
-        counts = [2 * heads if part.gated else heads, kv_heads, kv_heads]
+        widths = [(2 * heads if part.gated else heads) * size, kv_heads * size, kv_heads * value]
         if shares or not own_values:
-            counts = counts[: 1 if shares else 2]
+            widths = widths[: 1 if shares else 2]
         readers = tuple(
-            Linear(at + name, layer.hidden, count * size, part.form)
-            for name, count in zip(part.separate, counts, strict=False)
+            Linear(at + name, layer.hidden, width, part.form)
+            for name, width in zip(part.separate, widths, strict=False)
         )
     else:
         readers = (Linear(at + part.fused, layer.hidden, (heads + 2 * kv_heads) * size, part.form),)
         first, step = (heads + kv_heads) * size, size
         if part.grouped:
             first, step = (shared_by + 1) * size, (shared_by + 2) * size
-    value_rows = rows_of_heads(first, step, heads, shared_by, size)
-    out = Linear(at + part.out, heads * size, layer.hidden, part.form)
+    value_rows = rows_of_heads(first, step, heads, shared_by, value)
+    out = Linear(at + part.out, heads * value, layer.hidden, part.form)
     # a gate with one row for each head saves nothing, and few loaders take such a shape
     per_head = part.gate_per_head(config)
     width = part.gate_width(config, heads)

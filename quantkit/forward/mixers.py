@@ -48,6 +48,7 @@ class Attention:
         fused: one linear for all three instead: all queries, all keys, all values; with `grouped`, for each key head
             its queries, its key and its value.
         kv_heads: number of key-value heads.
+        value_width: elements of a value, where queries, keys and values have a linear each.
         norms: norms of queries and keys; `has_norms`: whether config.json uses them.
         normed: a norm over a head, over all heads at once, or over a head with separate weights: a tensor per head
             (`each`) or one of shape (heads, head_dim) (`by_head`).
@@ -64,7 +65,7 @@ class Attention:
         chunk: tokens of a layer's chunks, or None; a token attends within its chunk only.
         late_queries: a layer's (beta, length, first), or None: queries are multiplied by
             1 + beta ln(1 + floor(position / length)); the first token has the position `first`.
-        sinks: one score a head that takes part in the softmax and has no value.
+        sinks: one score a head that takes part in the softmax and has no value, in layers that have the tensor.
         latent: DeepSeek's latent attention: queries, keys and values from short vectors; all heads share the rotated
             part of the key.
         indexer: with latent attention, what chooses the keys that a query attends to.
@@ -86,6 +87,7 @@ class Attention:
     out: str = "o_proj"
     form: Form = Form()
     kv_heads: Callable[[Config], int] = key_value_heads
+    value_width: Callable[[Config], int] = head_dim
     norms: tuple[str, str] | None = None
     has_norms: Callable[[Config], bool] = lambda _: True
     normed: Literal["head", "all", "each", "by_head"] = "head"

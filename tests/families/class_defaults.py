@@ -29,6 +29,7 @@ NO_CLASS: dict[str, tuple[str, ...]] = {
         "LLaMAForCausalLM",
         "MPTForCausalLM",
         "MambaLMHeadModel",
+        "MiMoV2ForCausalLM",
         "NomicBertForPreTraining",
         "OLMoForCausalLM",
         "PhiMoEForCausalLM",
