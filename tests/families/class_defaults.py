@@ -29,7 +29,6 @@ NO_CLASS: dict[str, tuple[str, ...]] = {
         "LLaMAForCausalLM",
         "MPTForCausalLM",
         "MambaLMHeadModel",
-        "MiMoV2ForCausalLM",
         "NomicBertForPreTraining",
         "OLMoForCausalLM",
         "PhiMoEForCausalLM",
