@@ -235,7 +235,6 @@ FORWARD = Architecture(
         correction="mlp.gate.e_score_correction_bias",
         layers=_is_routed,
     ),
-    unpacked=lambda _: "no loader of AWQ and GPTQ folders has been compared with quantkit on MiMo-V2",
 )
 
 FAMILY = Family(
