@@ -95,9 +95,7 @@ def calibrate(
         for number in range(first, count):
             sums = LayerSums(quantizers if rounder is None else [rounder, *quantizers])
             stream.layer(number, sums)
-            _save_squares(plan, number, sums)
-            if rounder is not None and plan.gguf is not None and plan.gguf.request.reorder:
-                save_orders(_orders_file(plan, number), rounder.moved)
+            _save_statistics(plan, number, sums, rounder)
             for name, reasons in rounder.rounded.items() if rounder else ():
                 journal.finished(name, reasons)
             record = {quantizer.plan.request.method: quantizer.record() for quantizer in quantizers}
@@ -183,7 +181,11 @@ def _first_layer(plan: ConversionPlan, count: int, journal: Journal, stream: Str
     """The first unfinished layer; 0, with an empty journal, when its states or sums of squares are lost."""
     first = next((number for number in range(count) if layer_step(number) not in journal.records), count)
     states = first == count or stream.can_start_at(first)
-    squares = [_squares_file(plan, number).exists() for number in range(count)]
+    reorders = plan.gguf is not None and plan.gguf.request.reorder
+    squares = [
+        _squares_file(plan, number).exists() and (not reorders or _orders_file(plan, number).exists())
+        for number in range(count)
+    ]
     # A later layer was run, although the journal does not have it: it has overwritten the states of this one.
     overwritten = any(squares[first + 1 :])
     if not (states and all(squares[:first])) or overwritten:
@@ -195,8 +197,9 @@ def _first_layer(plan: ConversionPlan, count: int, journal: Journal, stream: Str
 def _forget_layers(plan: ConversionPlan, journal: Journal) -> None:
     """Empty the journal, and remove the sums of squares, which are evidence of finished layers."""
     journal.forget()
-    for path in plan.work.glob("squares-*.npz"):
-        path.unlink()
+    for pattern in ("squares-*.npz", "neurons-*.npz"):
+        for path in plan.work.glob(pattern):
+            path.unlink()
 
 
 def _copy_outside_layers(calibration: CalibrationPlan, quantizers: list[LayerQuantizer]) -> LayerRecord:
@@ -217,10 +220,13 @@ def _copy_outside_layers(calibration: CalibrationPlan, quantizers: list[LayerQua
     return {q.plan.request.method: {"sha256": {name: q.writer.sha256(name) for name in names}} for q in quantizers}
 
 
-def _save_squares(plan: ConversionPlan, number: int, sums: LayerSums) -> None:
+def _save_statistics(plan: ConversionPlan, number: int, sums: LayerSums, rounder: FeedbackRounder | None) -> None:
+    """Keep the sums of squares of a layer, and the orders of its neurons, for a later run and for the checks."""
     path = _squares_file(plan, number)
     partial = path.with_suffix(".new.npz")
     try:
+        if rounder is not None and rounder.plan.request.reorder:
+            save_orders(_orders_file(plan, number), rounder.moved)
         np.savez(partial, **sums.squares)  # type: ignore[arg-type]
         partial.replace(path)
     except OSError as error:

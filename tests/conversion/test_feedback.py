@@ -218,11 +218,16 @@ def test_reordered_neurons_compute_the_same_and_are_recorded(tmp_path: Path, mon
             raise PassingError("the disk is away")
         run(stream, number, *rest)
 
-    with monkeypatch.context() as patched:
-        patched.setattr(Stream, "layer", stop_at_the_second)
-        assert quantkit(*words, "-o", stopped).code != 0
-    assert quantkit(*words, "-o", stopped).code == 0
-    assert hashes(stopped) == hashes(tmp_path / "out")
+    for lost in (False, True):
+        with monkeypatch.context() as patched:
+            patched.setattr(Stream, "layer", stop_at_the_second)
+            assert quantkit(*words, "-o", stopped, "--force").code != 0
+        (orders,) = stopped.rglob("neurons-0.npz")
+        if lost:
+            orders.unlink()
+        answer = quantkit(*words, "-o", stopped, "--force", "--format", "json")
+        assert json.loads(answer.stdout)["resumed_layers"] == (0 if lost else 1)
+        assert hashes(stopped) == hashes(tmp_path / "out")
 
 
 def test_a_lost_partial_file_starts_the_layers_over(
