@@ -137,6 +137,7 @@ dist:
 	SOURCE_DATE_EPOCH=$(DIST_TIME) .cache/dist/bin/python -m build
 	.cache/dist/bin/python -m twine check --strict dist/*
 	$(PYTHON) -m venv --clear .cache/installed && .cache/installed/bin/pip install -q dist/*.whl
+	rm .cache/installed/lib/python3*/site-packages/quantkit-*.dist-info/direct_url.json # the SBOM would name this folder
 	.cache/dist/bin/python -m cyclonedx_py environment --output-reproducible --of JSON -o dist/sbom.cdx.json .cache/installed/bin/python
 
 # The tools of the tests come from the checkout's environment, where quantkit itself is only a link to the sources.
