@@ -117,14 +117,14 @@ INLINE void lanes_along(const float *blocks, uint8_t *out, int bits, int affine)
 /* The last blocks are copied, and the last of them fills the lanes that are left. */
 INLINE void blocks_along(const float *block, uint8_t *out, int64_t count, int bits, int affine) {
     int bytes = (affine ? 4 : 2) + 4 * bits;
-    for (; count >= LANES; count -= LANES, block += 32 * LANES, out += bytes * LANES)
-        lanes_along(block, out, bits, affine);
-    if (!count) return;
-    float copied[32 * LANES];
-    uint8_t made[24 * LANES];
-    EACH_LANE memcpy(copied + 32 * k, block + 32 * (k < count ? k : count - 1), 32 * sizeof(float));
-    lanes_along(copied, made, bits, affine);
-    memcpy(out, made, (size_t)count * (size_t)bytes);
+    for (; count > 0; count -= LANES, block += 32 * LANES, out += bytes * LANES) {
+        float copied[32 * LANES];
+        uint8_t made[24 * LANES];
+        int last = count < LANES;
+        if (last) EACH_LANE memcpy(copied + 32 * k, block + 32 * (k < count ? k : count - 1), 32 * sizeof(float));
+        lanes_along(last ? copied : block, last ? made : out, bits, affine);
+        if (last) memcpy(out, made, (size_t)count * (size_t)bytes);
+    }
 }
 static void q4_0_along(const float *x, uint8_t *out, int64_t count) { blocks_along(x, out, count, 4, 0); }
 static void q5_0_along(const float *x, uint8_t *out, int64_t count) { blocks_along(x, out, count, 5, 0); }
