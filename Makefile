@@ -14,7 +14,7 @@ export CMAKE_ARGS ?= -DLLAMA_OPENSSL=OFF -DGGML_NATIVE=OFF
 # 0.4 s of the 1.2 s that a command takes.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: dist quick-installed help demo quick test snapshots test-full test-peers bench bench-quality audit lint format docs readme ollama clean
+.PHONY: dist quick-installed help demo quick test snapshots test-full test-peers test-gpu bench bench-quality audit lint format docs readme ollama clean
 
 help:
 	@echo "make demo       convert real SmolLM2 weights to four GGUF types, check them, print perplexity"
@@ -111,6 +111,12 @@ bench: $(VENV)/dev.stamp
 	$(BIN)/python -m benchmarks.startup
 	$(BIN)/python -m benchmarks.plan_time
 	$(BIN)/python -m benchmarks.install
+
+# On a machine with an NVIDIA GPU; ten minutes. GPU_PYTHON: a python that has torch for it and quantkit's own packages.
+GPU_PYTHON ?= $(BIN)/python
+test-gpu: $(VENV)/dev.stamp
+	$(GPU_PYTHON) -c "import torch" 2> /dev/null || $(GPU_PYTHON) -m pip install -q '.[torch]'
+	$(GPU_PYTHON) -m benchmarks.gpu
 
 bench-quality: $(VENV)/dev.stamp
 	$(BIN)/python -m benchmarks.quality

@@ -161,6 +161,8 @@ CONVERSION = {
     ],
     "seconds?": Map("number"),
     "peak_memory_bytes?": "integer",
+    # --device cuda
+    "gpu_peak_memory_bytes?": "integer",
     "resumed_layers?": "integer",
     "resumed_tensors?": "integer",
     # --stream

@@ -37,6 +37,7 @@ def result_document(result: Result, command: str) -> dict[str, Any]:
         "outputs": [_verified(result, item) for item in result.outputs if not _is_projector(item.output)],
         "seconds": {name: round(value, 3) for name, value in result.seconds.items()},
         "peak_memory_bytes": result.peak_memory,
+        **({"gpu_peak_memory_bytes": result.gpu_peak_memory} if result.gpu_peak_memory else {}),
         "resumed_layers": result.resumed_layers,
         "resumed_tensors": result.resumed_tensors,
         "streamed": None

@@ -42,7 +42,8 @@ def show_result(result: Result, out: Out) -> None:
     if plan.gguf is not None:
         count = len(plan.gguf.outputs)
         done.append(f"{count} GGUF type{'s' if count > 1 else ''} in one pass of {result.seconds['pass']:.1f} s")
-    done.append(f"checked in {result.seconds['verify']:.1f} s, peak memory {human_bytes(result.peak_memory)}")
+    on_gpu = f", on the GPU {human_bytes(result.gpu_peak_memory)}" if result.gpu_peak_memory else ""
+    done.append(f"checked in {result.seconds['verify']:.1f} s, peak memory {human_bytes(result.peak_memory)}{on_gpu}")
     out.say(f"\n{', '.join(done)}")
     if result.traffic is not None:
         traffic = result.traffic

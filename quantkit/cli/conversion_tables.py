@@ -52,7 +52,8 @@ def announce(plan: ConversionPlan, out: Out, *, logits: bool | None = None) -> N
 def _runner(plan: ConversionPlan) -> str:
     """Who runs the model over the text, where it is not quantkit."""
     if plan.callback is None:
-        return ""
+        of_gpu = plan.calibration.device_memory if plan.calibration is not None else 0
+        return f"; on the GPU, about {human_bytes(of_gpu)} of its memory" if of_gpu else ""
     if plan.callback.file is not None:
         return "; llama.cpp runs the file"
     return f"; llama.cpp runs a temporary {plan.callback.file_type.name} GGUF"

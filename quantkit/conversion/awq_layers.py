@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantkit.conversion.layer_quantizer import Array, LayerQuantizer, Sums, Tensors
+from quantkit.forward.arrays import device, place
 from quantkit.forward.linears import Input, LayerLinears, Linear, NormFold, RowFold
 from quantkit.quant.awq import search_scale
 from quantkit.quant.awq_nearest import quantize_awq
@@ -26,6 +27,8 @@ class AwqQuantizer(LayerQuantizer):
     Inputs are visited from the last to the first, since a scale changes the rows of the linear before it. The factor of
     one input serves the search of its scale and the rounding. Only one factor is in memory.
     """
+
+    on_device = True
 
     def begin(self) -> None:
         super().begin()
@@ -56,7 +59,9 @@ class AwqQuantizer(LayerQuantizer):
         self, weights: Sequence[Array], factored: Factor, statistics: Statistics, ties: NDArray[Any] | None
     ) -> Array:
         """The scale (n_in,) of an input of linears with these weights."""
-        return search_scale(weights, factored, self.plan.request.grid, ties=ties, workers=self.workers).values
+        placed = [place(weight, device(factored.gram)) for weight in weights]
+        workers = self.workers_for(statistics)
+        return search_scale(placed, factored, self.plan.request.grid, ties=ties, workers=workers).values
 
     def _searched(self, layer: LayerLinears, fold: NormFold | RowFold, tensors: Tensors) -> list[Array]:
         """The matrices by which the scale of a fold is searched; of many experts that a norm feeds, only a sample."""
@@ -101,6 +106,8 @@ class SmoothQuantizer(AwqQuantizer):
 
 class NearestAwqQuantizer(AwqQuantizer):
     """AWQ as in the paper: scales and ranges searched for rounding to nearest, and that rounding."""
+
+    on_device = False
 
     def quantize(self, layer: LayerLinears, expert: int | None, tensors: Tensors, sums: Sums) -> None:
         inputs = [entry for entry in layer.inputs if entry.expert == expert]

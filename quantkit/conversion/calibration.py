@@ -1,8 +1,8 @@
 """The calibration: one streamed forward gives every packed folder its layers and the importance matrix its sums."""
 
 import shutil
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -21,6 +21,7 @@ from quantkit.conversion.neurons import load_orders, save_orders
 from quantkit.conversion.packed_layers import LayerSums, quantizer_of
 from quantkit.errors import OutputError, PassingError
 from quantkit.files import partial_path
+from quantkit.forward.devices import memory_errors
 from quantkit.forward.linears import LayerLinears
 from quantkit.imatrix.names import LinearKey, Squares
 from quantkit.journal import Journal
@@ -94,7 +95,8 @@ def calibrate(
             progress.advance(first, f"layer {first} of {count}")
         for number in range(first, count):
             sums = LayerSums(quantizers if rounder is None else [rounder, *quantizers])
-            stream.layer(number, sums)
+            with _full_device_explained(number):
+                stream.layer(number, sums)
             _save_statistics(plan, number, sums, rounder)
             for name, reasons in rounder.rounded.items() if rounder else ():
                 journal.finished(name, reasons)
@@ -112,6 +114,18 @@ def calibrate(
     moved = {key: order for layer in calibration.layers for key, order in _orders(plan, layer.number).items()}
     squares = _load_squares(plan, calibration)
     return Calibration(squares, layers, journal.records[OUTSIDE_LAYERS], first, rounded, moved)
+
+
+@contextmanager
+def _full_device_explained(number: int) -> Iterator[None]:
+    """Raise PassingError where the device's memory is full in a layer; the layers before it are kept."""
+    try:
+        yield
+    except memory_errors() as error:
+        raise PassingError(
+            f"the GPU's memory is full in layer {number + 1} (--device cuda); end other programs on it and run the same"
+            " command again, or add --device cpu: finished layers are kept"
+        ) from error
 
 
 def _quantizers(

@@ -62,6 +62,8 @@ class FeedbackRounder:
     matrices were rounded without feedback. `moved`: its matrices whose neurons have another order.
     """
 
+    on_device = False
+
     def __init__(
         self,
         plan: GgufPlan,

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from quantkit.forward.arrays import device, place
 from quantkit.forward.linears import Input, LayerLinears, Linear
 from quantkit.machine import release_freed_memory
 from quantkit.outputs.packed_folders import FolderPlan
@@ -19,7 +20,7 @@ from quantkit.quant.grid import Quantized
 from quantkit.quant.held_out import Trust, choose_trust, step_sizes
 from quantkit.quant.rounding import output_error
 from quantkit.stream.statistics import Statistics
-from quantkit.workers import Workers
+from quantkit.workers import SERIAL, Workers
 
 Array = NDArray[np.float32]
 Tensors = dict[str, Array]
@@ -33,6 +34,8 @@ _ERROR_ROWS = 128
 class LayerQuantizer:
     """Writes one folder layer by layer. `errors` (by linear) and raised `damping` (by input): of the current layer.
 
+    Its algorithms compute where the Gram matrices are. `on_device`: they take those of a device of torch.
+
     `read` returns a whole tensor of the checkpoint. `propagate`: the tensors become those that a runtime will use.
     """
 
@@ -44,6 +47,7 @@ class LayerQuantizer:
     errors: dict[str, float] = field(default_factory=dict)
     damping: dict[str, float] = field(default_factory=dict)
     written: list[str] = field(default_factory=list)
+    on_device = False
 
     def begin(self) -> None:
         """Start a new layer."""
@@ -83,7 +87,7 @@ class LayerQuantizer:
             shrink=trust.shrink,
             act_order=act_order,
             name=name,
-            workers=self.workers,
+            workers=self.workers_for(statistics),
         )
         release_freed_memory()
         if factored.raised:
@@ -100,8 +104,12 @@ class LayerQuantizer:
             statistics.held_out,
             statistics.held_out_tokens,
             step_sizes(rows, grid.group_size(rows.shape[1])),
-            self.workers,
+            self.workers_for(statistics),
         )
+
+    def workers_for(self, statistics: Statistics) -> Workers:
+        """The threads that compute with these statistics: one for a device, which does one thing after another."""
+        return self.workers if device(statistics.gram) is None else SERIAL
 
     def round(
         self,
@@ -115,11 +123,16 @@ class LayerQuantizer:
     ) -> None:
         """Round linears of one input with error feedback and write them. Their columns are multiplied by `scale`."""
         assert statistics.gram is not None
-        weights = [matrix(tensors, linear) for linear in linears]
+        there, workers = device(statistics.gram), self.workers_for(statistics)
+        weights = [place(matrix(tensors, linear), there) for linear in linears]
         rounded = round_with_feedback(
-            weights, factored, self.plan.request.grid, static_groups=static_groups, workers=self.workers
+            weights, factored, self.plan.request.grid, static_groups=static_groups, workers=workers
         )
-        gram = statistics.gram if scale is None else statistics.gram / (scale[:, None] * scale)
+        del weights
+        gram = statistics.gram
+        if scale is not None:
+            placed = place(scale, there)
+            gram = gram / (placed[:, None] * placed)
         for linear, quantized in zip(linears, rounded, strict=True):
             self.write_quantized(tensors, linear, quantized, gram)
 
@@ -134,7 +147,8 @@ class LayerQuantizer:
     def write_packed(self, weight: Array, linear: Linear, packed: Packed, rounded: Array, gram: Array) -> None:
         """Write the tensors of a linear; `rounded`: what they mean, for its error."""
         rows = slice(None, None, -(-len(weight) // _ERROR_ROWS))
-        self.errors[linear.name] = output_error(weight[rows], rounded[rows], gram)[1]
+        there = device(gram)
+        self.errors[linear.name] = output_error(place(weight[rows], there), place(rounded[rows], there), gram)[1]
         for suffix, values in packed.items():
             self._write(self.plan.tensor(linear.name, suffix), values)
         if self.propagate:

@@ -18,7 +18,10 @@ from quantkit.workers import parts
 
 
 class LayerReader(Protocol):
-    """What uses the statistics of a layer while they are in memory."""
+    """What uses the statistics of a layer while they are in memory. `on_device`: it takes those of torch, too."""
+
+    @property
+    def on_device(self) -> bool: ...
 
     def begin(self) -> None:
         """Start a new layer."""
@@ -29,6 +32,8 @@ class LayerReader(Protocol):
 
 class GptqQuantizer(LayerQuantizer):
     """GPTQ (arXiv 2210.17323): the linears of one input share its Gram matrix and one factor of it."""
+
+    on_device = True
 
     def quantize(self, layer: LayerLinears, expert: int | None, tensors: Tensors, sums: Sums) -> None:
         request, inputs = self.plan.request, [entry for entry in layer.inputs if entry.expert == expert]
@@ -112,6 +117,9 @@ class LayerSums:
 
     def _run(self, layer: LayerLinears, expert: int | None, tensors: Tensors, statistics: Sums) -> Tensors:
         self.squares |= {key: np.append(sums.squares, sums.tokens) for key, sums in statistics.items()}
+        fetched: Sums = {}
         for quantizer in self.quantizers:
-            quantizer.quantize(layer, expert, tensors, statistics)
+            if not quantizer.on_device and not fetched:
+                fetched = {key: sums.fetched() for key, sums in statistics.items()}
+            quantizer.quantize(layer, expert, tensors, statistics if quantizer.on_device else fetched)
         return tensors

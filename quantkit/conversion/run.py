@@ -17,6 +17,7 @@ from quantkit.conversion.projector import Projector, record_projectors, write_pr
 from quantkit.conversion.record import write_records
 from quantkit.conversion.type_choice import TypeChoice
 from quantkit.conversion.work import name_output, open_work
+from quantkit.forward.devices import peak_memory as device_peak
 from quantkit.journal import Journal
 from quantkit.machine import peak_memory
 from quantkit.outputs.plan import ConversionPlan, final_paths
@@ -29,10 +30,11 @@ from quantkit.verify import Verified
 class Result:
     """A finished conversion. `seconds`: wall time by stage; `quantize_seconds`: CPU time by GGUF label.
 
-    `peak_memory` in bytes. `starved`: by layer, the experts that received few tokens. `resumed_layers` and
-    `resumed_tensors`: steps that an earlier run finished. `choice`: the types of a file of a given size. `traffic`:
-    what was received of a streamed source. `rounded`, `moved`: see `Calibration`. Outputs that failed a check are named
-    `NAME.failed`. `projectors`: those of llama.cpp's converter.
+    `peak_memory` in bytes; `gpu_peak_memory`: of the GPU that calibrated, as torch reserved it. `starved`: by layer,
+    the experts that received few tokens. `resumed_layers` and `resumed_tensors`: steps that an earlier run finished.
+    `choice`: the types of a file of a given size. `traffic`: what was received of a streamed source. `rounded`,
+    `moved`: see `Calibration`. Outputs that failed a check are named `NAME.failed`. `projectors`: those of llama.cpp's
+    converter.
     """
 
     plan: ConversionPlan
@@ -49,6 +51,7 @@ class Result:
     rounded: Mapping[str, Sequence[str]] = field(default_factory=dict)
     moved: Mapping[str, Moved] = field(default_factory=dict)
     projectors: tuple[Projector, ...] = ()
+    gpu_peak_memory: int | None = None
 
     @property
     def failed(self) -> tuple[Verified, ...]:
@@ -119,6 +122,7 @@ def run(
         rounded=calibrated.rounded,
         moved=calibration.moved if calibration else {},
         projectors=projectors,
+        gpu_peak_memory=device_peak(plan.calibration.device) if plan.calibration is not None else None,
     )
 
 

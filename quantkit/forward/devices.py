@@ -34,6 +34,32 @@ def find_device(name: str) -> Any:
     return torch.device("cuda", torch.cuda.current_device())
 
 
+def free_memory(device: Any) -> int | None:
+    """Bytes free on a CUDA device; None for numpy or another device."""
+    if device is None or device.type != "cuda":
+        return None
+    import torch
+
+    free: int = torch.cuda.mem_get_info(device)[0]
+    return free
+
+
+def peak_memory(device: Any) -> int | None:
+    """The most bytes that this process has held on a CUDA device; None for numpy or another device."""
+    if device is None or device.type != "cuda":
+        return None
+    import torch
+
+    peak: int = torch.cuda.max_memory_reserved(device)
+    return peak
+
+
+def memory_errors() -> tuple[type[BaseException], ...]:
+    """The exceptions of torch for a device whose memory is full; none before torch is imported."""
+    torch = sys.modules.get("torch")
+    return () if torch is None else (torch.cuda.OutOfMemoryError,)
+
+
 def _has_driver() -> bool:
     """Whether NVIDIA's driver is installed. Without it, torch would take seconds and 200 MB to find no GPU."""
     try:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from quantkit.errors import UsageError
 from quantkit.families.base.native import Native
-from quantkit.forward.devices import find_device
+from quantkit.forward.devices import find_device, free_memory
 from quantkit.forward.linears import Input, LayerLinears
 from quantkit.gguf.keyvalues import array, string, uint32
 from quantkit.gguf.layout import padded
@@ -33,6 +33,9 @@ _SMALL_MEMORY = 32 << 20
 _THREAD_MEMORY = 24 << 20
 # Values that a further thread holds while a wide Gram matrix is factored in tiles, measured.
 _WIDE_THREAD = 32 << 20
+# On a GPU: the context of CUDA with its libraries, and rows that are rounded at once, about six arrays of 2^26 values.
+_CONTEXT_MEMORY = 700 << 20
+_ROUNDED_BYTES = 6 * 4 << 26
 # For the choice of types: python, numpy, inputs that wait for their sums.
 _BASE_MEMORY = 330 << 20
 _WAITING_MEMORY = 192 << 20
@@ -57,7 +60,10 @@ class CalibrationRequest:
 
 @dataclass(frozen=True)
 class CalibrationPlan:
-    """A calibration that can be run. `gram`: Gram matrices are summed too. `memory` and `disk` (states) in bytes."""
+    """A calibration that can be run. `gram`: Gram matrices are summed too. `memory` and `disk` (states) in bytes.
+
+    `device_memory`: bytes of a GPU's memory, estimated; 0 on the CPU.
+    """
 
     native: Native
     samples: Samples
@@ -66,6 +72,7 @@ class CalibrationPlan:
     propagate: bool
     device: Any
     memory: int
+    device_memory: int = 0
 
     @property
     def disk(self) -> int:
@@ -90,14 +97,9 @@ class CalibrationPlan:
 
     def sensitivity_memory(self, threads: int) -> int:
         """Bytes that the choice of types for a given size takes: a layer twice, and logits of one batch per thread."""
-
-        def weights(layer: LayerLinears) -> int:
-            linears = [linear for entry in layer.inputs if entry.expert is None for linear in entry.linears]
-            return sum(linear.n_in * linear.n_out for linear in linears)
-
         base = max(_BASE_MEMORY, resident_memory() + _WAITING_MEMORY)
         logits = (1 + 2 * threads) * max(LOGITS_AT_ONCE, int(self.native.config["vocab_size"]))
-        return base + 4 * (2 * max(map(weights, self.layers)) + logits)
+        return base + 4 * (2 * max(map(_dense_weights, self.layers)) + logits)
 
     def _ones(self) -> Squares:
         inputs = [entry for layer in self.layers for entry in layer.inputs]
@@ -149,8 +151,59 @@ def plan_calibration(
             f"--max-ram {max_ram / 1e9:.2f} GB is too small; the calibration needs about {memory / 1e9:.2f} GB for the"
             " weights and statistics of one layer; use fewer --threads or a smaller --seq-len"
         )
-    device = find_device(request.device)
-    return CalibrationPlan(native, samples, layers, gram_copies > 0, request.propagate, device, memory)
+    on_device = device_memory(layers, seq_len, gram=gram_copies > 0)
+    device = _device_with_room(request.device, on_device)
+    if device is None:
+        return CalibrationPlan(native, samples, layers, gram_copies > 0, request.propagate, None, memory)
+    memory += 4 * max(map(_dense_weights, layers), default=0)  # the next layer, read while this one is computed
+    return CalibrationPlan(native, samples, layers, gram_copies > 0, request.propagate, device, memory, on_device)
+
+
+def _device_with_room(name: str, needed: int) -> Any:
+    """The device for a calibration that needs `needed` bytes of it; "auto" takes the CPU where a GPU has less free.
+
+    Raises UsageError for a "cuda" without them; see `find_device` too.
+    """
+    device = find_device(name)
+    free = free_memory(device)
+    if free is None or needed <= free:
+        return device
+    if name == "auto":
+        return None
+    raise UsageError(
+        f"--device cuda: the calibration needs about {needed / 1e9:.1f} GB of the GPU's memory, of which"
+        f" {free / 1e9:.1f} GB are free; end other programs on it, use a smaller --seq-len, or use --device cpu"
+    )
+
+
+def _dense_weights(layer: LayerLinears) -> int:
+    """The number of weights of a layer's linears without its routed experts."""
+    linears = [linear for entry in layer.inputs if entry.expert is None for linear in entry.linears]
+    return sum(linear.n_in * linear.n_out for linear in linears)
+
+
+def device_memory(layers: Sequence[LayerLinears], seq_len: int, *, gram: bool) -> int:
+    """Bytes of a GPU's memory that the largest layer takes: its context, weights, sums, and the widest input's copies.
+
+    Estimated by counting arrays, not measured on a GPU.
+    """
+
+    def need(layer: LayerLinears, expert: int | None) -> int:
+        inputs = [entry for entry in layer.inputs if entry.expert == expert]
+        loaded = [linear for entry in inputs for linear in entry.linears if linear.index is None]
+        # bfloat16, and while the largest matrix is converted its float32
+        weights = sum(2 * linear.n_in * linear.n_out for linear in loaded)
+        weights += max((4 * linear.n_in * linear.n_out for linear in loaded), default=0)
+        tokens = 4 * seq_len * sum(entry.width + sum(linear.n_out for linear in entry.linears) for entry in inputs)
+        if not gram:
+            return weights + tokens
+        widest = max((entry.width for entry in inputs), default=0)
+        sums = 2 * 4 * sum(entry.width**2 for entry in inputs)
+        return sums + max(weights + tokens, weights // 2 + GRAM_COPIES * 4 * widest**2 + _ROUNDED_BYTES)
+
+    experts = [layer for layer in layers if any(entry.expert == 0 for entry in layer.inputs)]
+    largest = max((need(layer, None) for layer in layers if layer.inputs), default=0)
+    return _CONTEXT_MEMORY + largest + (need(experts[0], 0) if experts else 0)
 
 
 def plan_imatrix(path: Path, imatrix: Imatrix, matrices: Mapping[str, int]) -> ImatrixOutput:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from quantkit.forward.arrays import device, fetch, namespace, place, total
 from quantkit.quant.factor import Factor
 from quantkit.quant.gptq import round_with_feedback
 from quantkit.quant.grid import Array, Grid
@@ -57,19 +58,19 @@ def search_scale(
     sum_k R_kk^2 d_k^2 with d the error of rounding to nearest: that of feedback has the same size at every column.
     The best candidate is kept if it lowers the error of rounding with feedback.
     """
-    n_in = len(factored.pivots)
+    n_in, there = len(factored.pivots), device(factored.pivots)
     rows = min(_SEARCHED_ROWS, max(_CHECKED_ROWS, _SEARCHED_WEIGHTS // n_in))
     searched = _spread(weights, rows)
     importance = factored.pivots**2
-    squares = np.sum([np.einsum("oi,oi->i", w, w) for w in weights], axis=0)
-    pivots, size = _relative(_tied(importance, ties, n_in)), _relative(_tied(squares, ties, n_in))
+    squares = np.sum([fetch(namespace(w).einsum("oi,oi->i", w, w)) for w in weights], axis=0)
+    pivots, size = _relative(_tied(fetch(importance), ties, n_in)), _relative(_tied(squares, ties, n_in))
 
     def scale_of(powers: tuple[int, int]) -> Array:
         of_pivots, of_size = (np.float32(power / _STEPS) for power in powers)
         return _centred(pivots**of_pivots / size**of_size)
 
     def error_of(powers: tuple[int, int]) -> float:
-        return _weighted_error(searched, importance, grid, scale_of(powers))
+        return _weighted_error(searched, importance, grid, place(scale_of(powers), there))
 
     errors: dict[tuple[int, int], float] = {}
     for step in (4, 2, 1):  # from coarse to fine around the best
@@ -100,26 +101,28 @@ def _weighted_error(w: Array, importance: Array, grid: Grid, s: Array) -> float:
     scaled = w * s
     grouped, weight = in_groups(scaled, grid), in_groups((importance / (s * s))[None], grid)[0]
     low, high = group_ranges(scaled, grid)
-    least = np.full(low.shape, np.inf, np.float32)
-    for shrink in map(np.float32, _SHRINKS):
+    xp, least = namespace(low), namespace(low).full_like(low, np.inf)
+    for shrink in _SHRINKS:
         difference = nearest(grouped, *scales_and_zeros(low * shrink, high * shrink, grid), grid)
         difference -= grouped
-        np.square(difference, out=difference)
-        np.minimum(least, np.einsum("ogi,gi->og", difference, weight), out=least)
-    return float(least.sum(dtype=np.float64))
+        xp.square(difference, out=difference)
+        xp.minimum(least, xp.einsum("ogi,gi->og", difference, weight), out=least)
+    return total(least)
 
 
 def _feedback_error(w: Array, factored: Factor, grid: Grid, s: Array, workers: Workers) -> float:
     """tr(dW H dW') of w s rounded with feedback, over s."""
-    scaled = w * s
+    there = device(w)
+    scaled = w * place(s, there)
     (quantized,) = round_with_feedback([scaled], factored.scaled(s), grid, sweeps=0, workers=workers)
-    return output_error(w, quantized.dequantized() / s, factored.gram)[0]
+    return output_error(w, place(quantized.dequantized() / s, there), factored.gram)[0]
 
 
 def _spread(weights: Sequence[Array], rows: int) -> Array:
     """At most `rows` evenly spaced rows of all matrices."""
     step = -(-sum(len(w) for w in weights) // rows)
-    return np.concatenate([w[::step] for w in weights])
+    rows_of_all: Array = namespace(weights[0]).concatenate([w[::step] for w in weights])
+    return rows_of_all
 
 
 def _tied(squares: Array, ties: NDArray[np.integer] | None, n_in: int) -> Array:

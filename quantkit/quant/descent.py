@@ -7,11 +7,12 @@ along one coordinate, rounded to the grid (a scale: to float16), and the error n
 import numpy as np
 from numpy.typing import NDArray
 
+from quantkit.forward.arrays import contiguous, copied, divided, namespace, to_bytes, to_floats, where
+from quantkit.quant.column_runs import RUN, descend_run
 from quantkit.quant.grid import Array, Grid
 from quantkit.quant.rounding import float16_scales
 
 _BLOCK = 128  # columns whose changes reach the slopes of all columns in one matrix product
-_RUN = 16  # columns of a block whose changes reach each other one by one
 
 
 def descend(
@@ -27,8 +28,8 @@ def descend(
     n_out, n_in = w.shape
     size = grid.group_size(n_in)
     block = size * max(1, _BLOCK // size)
-    levels = np.array(q.T, np.float32, order="C")
-    steps, zeros = np.array(scales.T, order="C"), np.ascontiguousarray(zeros.T)
+    levels = contiguous(to_floats(q.T))
+    steps, zeros = contiguous(copied(scales.T)), contiguous(zeros.T)
     difference = (levels.reshape(-1, size, n_out) - zeros[:, None]) * steps[:, None]
     slopes = gram @ (difference.reshape(n_in, n_out) - w.T)  # half of the error's derivative by each weight
     del difference
@@ -43,40 +44,31 @@ def descend(
                 slopes[columns],
                 gram[columns, columns],
                 size,
-                np.float32(grid.top),
+                float(grid.top),
             )
             slopes += gram[:, columns] @ changes
-    return np.ascontiguousarray(levels.T.astype(np.uint8)), np.ascontiguousarray(steps.T)
+    return contiguous(to_bytes(levels.T)), contiguous(steps.T)
 
 
 def _descend_block(
-    levels: Array, steps: Array, zeros: Array, slopes: Array, gram: Array, size: int, top: np.float32
+    levels: Array, steps: Array, zeros: Array, slopes: Array, gram: Array, size: int, top: float
 ) -> Array:
     """Change the `levels` (n, n_out) and `steps` (n / size, n_out) of some groups; return the weights' changes."""
-    changes = np.zeros_like(levels)
+    xp = namespace(levels)
+    changes: Array = xp.zeros_like(levels)
     for group, (step, zero) in enumerate(zip(steps, zeros, strict=True)):
         columns = slice(group * size, (group + 1) * size)
-        for first in range(columns.start, columns.stop, _RUN):
-            last = min(first + _RUN, columns.stop)
-            run = slopes[first:last] + gram[first:last, :first] @ changes[:first]
-            for k in range(first, last):
-                slope = run[k - first]
-                if k > first:
-                    slope += gram[k, first:k] @ changes[first:k]
-                slope /= -gram[k, k] * step
-                slope += levels[k]
-                np.rint(slope, out=slope)
-                np.clip(slope, np.float32(0), top, out=slope)
-                np.subtract(slope, levels[k], out=changes[k])
-                changes[k] *= step
-                levels[k] = slope
+        for first in range(columns.start, columns.stop, RUN):
+            run = slice(first, min(first + RUN, columns.stop))
+            run_slopes = slopes[run] + gram[run, :first] @ changes[:first]
+            changes[run] = descend_run(run_slopes, levels[run], step, gram[run, run], top)
         # The weights of the group are step * (levels - zero): its step has one minimum too.
         length = levels[columns] - zero
         inner = slopes[columns] + gram[columns, : columns.stop] @ changes[: columns.stop]
-        slope = np.einsum("io,io->o", inner, length)
-        curve = np.einsum("io,io->o", gram[columns, columns] @ length, length)
-        best = step - np.divide(slope, curve, out=np.zeros_like(slope), where=curve > 0)
-        change = np.where(best * step > 0, float16_scales(best), step) - step
+        slope = xp.einsum("io,io->o", inner, length)
+        curve = xp.einsum("io,io->o", gram[columns, columns] @ length, length)
+        best = step - divided(slope, curve, curve > 0, 0.0)
+        change = where(best * step > 0, float16_scales(best), step) - step
         change[change * (2 * slope + change * curve) >= 0] = 0
         changes[columns] += change * length
         step += change

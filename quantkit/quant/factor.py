@@ -6,6 +6,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantkit.errors import CalibrationError
+from quantkit.forward.arrays import (
+    ascending,
+    contiguous,
+    copied,
+    device,
+    empty,
+    fetch,
+    mean,
+    namespace,
+    place,
+    set_diagonal,
+    square,
+)
 from quantkit.quant.grid import Array
 from quantkit.workers import SERIAL, Workers, parts
 
@@ -48,12 +61,18 @@ class Factor:
 
     def scaled(self, scale: Array) -> "Factor":
         """The factor of the input divided by `scale`, float32 (n_in,): its Gram matrix is H / (s s')."""
+        scale = place(scale, device(self.gram))
         ordered = scale[self.order]
         feedback = self.feedback * ordered
         feedback /= ordered[:, None]
         gram = self.gram / scale
         gram /= scale[:, None]
         return Factor(gram, self.order, self.pivots / scale, feedback, self.damp, self.raised)
+
+    def fetched(self) -> "Factor":
+        """The factor with arrays of numpy."""
+        gram, order, pivots, feedback = map(fetch, (self.gram, self.order, self.pivots, self.feedback))
+        return Factor(gram, order, pivots, feedback, self.damp, self.raised)
 
 
 def factor(
@@ -82,18 +101,18 @@ def factor(
     fraction = usual_damp(n_in, count) if damp is None and count > 0 else damp or 0.0
     damped = shrunk(gram, shrink)
     order, triangle, used = factor_gram(damped, count, damp=fraction, act_order=act_order, name=name, workers=workers)
-    np.fill_diagonal(damped, _damped_diagonal(damped, used))
-    ordered = np.diagonal(triangle).copy()
-    pivots = np.empty(n_in, np.float32)
+    set_diagonal(damped, _damped_diagonal(damped, used))
+    ordered = copied(triangle.diagonal())
+    pivots = empty((n_in,), gram)
     pivots[order] = ordered
     triangle /= ordered
-    return Factor(damped, order, pivots, np.triu(triangle, 1), used, used > fraction)
+    return Factor(damped, order, pivots, namespace(triangle).triu(triangle, 1), used, used > fraction)
 
 
 def shrunk(gram: Array, shrink: float) -> Array:
     """A copy of a Gram matrix whose diagonal entries are larger by the fraction `shrink`."""
-    copy = gram.copy()
-    np.fill_diagonal(copy, np.diagonal(gram) * np.float32(1 + shrink))
+    copy: Array = copied(gram)
+    set_diagonal(copy, gram.diagonal() * (1 + shrink))
     return copy
 
 
@@ -107,17 +126,17 @@ def factor_gram(
     """
     if count < 1:
         raise CalibrationError(f"no token of the calibration text reached {name}; calibrate on a longer text")
-    if not np.isfinite(gram).all():
+    xp = namespace(gram)
+    if not xp.isfinite(gram).all():
         raise CalibrationError(f"the activations of the calibration text are not finite in {name}; check the model")
-    if not np.diagonal(gram).mean(dtype=np.float64) > 0:
+    if not mean(gram.diagonal()) > 0:
         raise CalibrationError(f"{name} is zero for the whole calibration text; calibrate on another text")
-    order = np.argsort(-np.diagonal(gram), kind="stable") if act_order else np.arange(len(gram))
-    ordered = gram[np.ix_(order, order)] if act_order else gram
-    flipped = np.ascontiguousarray(ordered[::-1, ::-1])
+    order = ascending(-gram.diagonal()) if act_order else place(np.arange(len(gram)), device(gram))
+    flipped = contiguous(xp.flip(square(gram, order) if act_order else gram, (0, 1)))
     while True:
-        np.fill_diagonal(flipped, _damped_diagonal(gram, damp)[order][::-1])
+        set_diagonal(flipped, xp.flip(_damped_diagonal(gram, damp)[order], (0,)))
         try:
-            return order, np.asarray(cholesky(flipped, workers)[::-1, ::-1], np.float32), damp
+            return order, xp.flip(cholesky(flipped, workers), (0, 1)), damp
         except np.linalg.LinAlgError:
             if damp >= _MOST_DAMP:
                 raise CalibrationError(
@@ -128,10 +147,11 @@ def factor_gram(
 
 
 def _damped_diagonal(gram: Array, damp: float) -> Array:
-    diagonal = np.diagonal(gram).copy()
-    mean = float(diagonal.mean(dtype=np.float64))
-    diagonal[diagonal <= 0] = mean  # an input that is always 0 does not affect other columns
-    return np.asarray(diagonal + np.float32(damp * mean), np.float32)
+    diagonal: Array = copied(gram.diagonal())
+    middle = mean(diagonal)
+    diagonal[diagonal <= 0] = middle  # an input that is always 0 does not affect other columns
+    damped: Array = diagonal + damp * middle
+    return damped
 
 
 def usual_damp(n_in: int, count: int) -> float:
@@ -151,6 +171,8 @@ def cholesky(matrix: Array, workers: Workers = SERIAL) -> Array:
     positive definite.
     """
     n = len(matrix)
+    if namespace(matrix) is not np:
+        return _cholesky_by_torch(matrix)
     if n <= _LEAST_BLOCKED:
         return np.asarray(np.linalg.cholesky(matrix), matrix.dtype)
     work = np.tril(matrix)
@@ -166,3 +188,11 @@ def cholesky(matrix: Array, workers: Workers = SERIAL) -> Array:
 
         workers.map(update, list(parts(n - stop, _UPDATED)))
     return np.tril(work)
+
+
+def _cholesky_by_torch(matrix: Array) -> Array:
+    triangle, failed = namespace(matrix).linalg.cholesky_ex(matrix)
+    if int(failed):
+        raise np.linalg.LinAlgError("the matrix is not positive definite")
+    lower: Array = triangle
+    return lower

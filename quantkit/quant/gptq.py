@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from quantkit.forward.arrays import contiguous, device, empty, empty_bytes, fetch, namespace, place, to_bytes
+from quantkit.quant.column_runs import RUN, round_run
 from quantkit.quant.descent import descend
 from quantkit.quant.factor import Factor, factor
 from quantkit.quant.grid import Array, Grid, Quantized
@@ -19,9 +21,9 @@ SWEEPS = 2
 """Sweeps of coordinate descent. The third lowers the error by less than 1 %."""
 
 _SHRINKS = (1.0, 0.94, 0.88, 0.82, 0.76, 0.7)
-_RUN = 16  # columns of a block whose errors are fed back one by one
 ROUNDED_ROWS = 1024
-"""Rows that are rounded in one batch."""
+"""Rows that are rounded in one batch on the CPU."""
+_ROUNDED_ELEMENTS = 1 << 26  # weights that are rounded in one batch on another device
 _CHECKED_ROWS = 128  # evenly spaced rows on which the result is compared with rounding to nearest
 
 
@@ -88,12 +90,16 @@ def round_with_feedback(
     block: the number of columns that share one matrix product with all earlier columns.
     workers: rows are rounded in parallel; the result does not depend on the number of threads.
 
+    Arrays of numpy, or tensors of torch on one device. The matrices of the result are numpy's.
+
     The range of a group minimises the error weighted by R_kk^2, as in the loss of `Factor`. The columns of an input
     that is always 0 are rounded to nearest. So is a matrix whose error would be larger than that of rounding to
     nearest, by 128 of its rows.
     """
     n_in = len(factored.gram)
-    w = np.concatenate(weights)
+    if not static_groups:  # rare, and computed on the CPU only
+        weights, factored = [fetch(weight) for weight in weights], factored.fetched()
+    w = namespace(weights[0]).concatenate(weights)
     size, groups = grid.group_size(n_in), grid.groups(n_in)
     importance = factored.pivots**2
     sorted_gram, columns = factored.gram, np.arange(n_in)
@@ -104,20 +110,19 @@ def round_with_feedback(
 
     def round_rows(rows: slice) -> tuple[NDArray[np.uint8], Array, NDArray[np.uint8]]:
         w_slice = w[rows]
-        ranges = _Ranges(
-            np.empty((n_in // size, len(w_slice)), np.float32), np.empty((n_in // size, len(w_slice)), np.float32)
-        )
+        ranges = _Ranges(empty((n_in // size, len(w_slice)), w), empty((n_in // size, len(w_slice)), w))
         if static_groups:
             ranges.put(slice(None), *best_ranges(w_slice, importance, grid, _SHRINKS))
         ordered = None if static_groups else importance[factored.order]
         q = _feed_back(w_slice, factored.order, factored.feedback, ranges, groups, grid, block, ordered)
-        scales, zeros = np.ascontiguousarray(ranges.scales.T), np.ascontiguousarray(ranges.zeros.T)
+        scales, zeros = contiguous(ranges.scales.T), contiguous(ranges.zeros.T)
         if sweeps:
             sorted_q, scales = descend(w_slice[:, columns], q[:, columns], scales, zeros, sorted_gram, grid, sweeps)
             q[:, columns] = sorted_q
-        return q, scales, zeros.astype(np.uint8)
+        return fetch(q), fetch(scales), fetch(to_bytes(zeros))
 
-    rounded = workers.map(round_rows, list(parts(len(w), ROUNDED_ROWS)))
+    n_rows = ROUNDED_ROWS if namespace(w) is np else max(1, _ROUNDED_ELEMENTS // n_in)
+    rounded = workers.map(round_rows, list(parts(len(w), n_rows)))
     q, scales, zeros = (np.concatenate(arrays) for arrays in zip(*rounded, strict=True))
     ends = np.cumsum([len(weight) for weight in weights])[:-1]
     split = zip(np.split(q, ends), np.split(scales, ends), np.split(zeros, ends), strict=True)
@@ -128,11 +133,14 @@ def round_with_feedback(
 def _better(w: Array, quantized: Quantized, gram: Array) -> Quantized:
     """`quantized`, or w rounded to nearest if its error is smaller, by evenly spaced rows."""
     rows = slice(None, None, -(-len(w) // _CHECKED_ROWS))
-    nearest = round_to_nearest(w[rows], quantized.grid).dequantized()
+    checked = fetch(w[rows])
+    nearest = round_to_nearest(checked, quantized.grid).dequantized()
     rounded_rows = quantized.rows(rows).dequantized()
-    if output_error(w[rows], nearest, gram)[0] < output_error(w[rows], rounded_rows, gram)[0]:
-        return round_to_nearest(w, quantized.grid)
-    return quantized
+    there = device(w)
+    of_nearest, of_rounded = (
+        output_error(w[rows], place(values, there), gram)[0] for values in (nearest, rounded_rows)
+    )
+    return round_to_nearest(fetch(w), quantized.grid) if of_nearest < of_rounded else quantized
 
 
 def _feed_back(
@@ -150,10 +158,10 @@ def _feed_back(
     With `importance` (in `order`), `ranges` is filled group by group during rounding; otherwise it is the input.
     """
     n_out, n_in = w.shape
-    columns = np.ascontiguousarray(w.T[order])
-    errors = np.empty_like(columns)
-    q = np.empty((n_in, n_out), np.uint8)
-    value = np.empty(n_out, np.float32)
+    columns = contiguous(w.T[order])
+    errors = empty((n_in, n_out), w)
+    q = empty_bytes((n_in, n_out), w)
+    group_of = place(groups.astype(np.int64), device(w))
     if importance is not None:
         block = grid.group_size(n_in)
     for start in range(0, n_in, block):
@@ -167,22 +175,15 @@ def _feed_back(
             group_range = best_ranges(np.ascontiguousarray(updated.T), importance[start:stop], whole, _SHRINKS)
             ranges.put(slice(start // block, start // block + 1), *group_range)
         carried += columns[start:stop]
-        for first in range(start, stop, _RUN):
-            last = min(first + _RUN, stop)
-            run = carried[first - start : last - start]
+        for first in range(start, stop, RUN):
+            last = min(first + RUN, stop)
+            run, at = carried[first - start : last - start], order[first:last]
             if first > start:
                 run += feedback[start:first, first:last].T @ errors[start:first]
-            for k in range(first, last):
-                target, group = run[k - first], groups[order[k]]
-                if k > first:
-                    target += feedback[first:k, k] @ errors[first:k]
-                scale, zero = ranges.scales[group], ranges.zeros[group]
-                np.divide(target, scale, out=value)
-                np.rint(value, out=value)
-                value += zero
-                np.clip(value, np.float32(0), np.float32(grid.top), out=value)
-                q[order[k]] = value
-                value -= zero
-                value *= scale
-                np.subtract(columns[k], value, out=errors[k])
-    return np.ascontiguousarray(q.T)
+            group, own = group_of[at], feedback[first:last, first:last]
+            integers, errors[first:last] = round_run(
+                run, columns[first:last], own, ranges.scales[group], ranges.zeros[group], float(grid.top)
+            )
+            q[at] = to_bytes(integers)
+    rounded: NDArray[np.uint8] = contiguous(q.T)
+    return rounded

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from quantkit.errors import CalibrationError
+from quantkit.forward.arrays import ascending, device, empty, inner_product, namespace, place, square
 from quantkit.quant.factor import SHRINK, factor_gram, shrunk, usual_damp
 from quantkit.quant.grid import Array
 from quantkit.workers import SERIAL, Workers
@@ -79,6 +80,7 @@ def choose_trust(
     if held_gram is None or held_count < _LEAST_TOKENS or count - held_count < _LEAST_TOKENS:
         return Trust(SHRINK, usual_damp(len(gram), count) if count else 0.0)
     rounding = np.random.default_rng(0).uniform(-1, 1, (_ROWS, len(gram))).astype(np.float32) * steps
+    rounding = place(rounding, device(gram))
     alone = _energy(rounding, held_gram)
     if not alone > 0:
         return Trust(SHRINK, usual_damp(len(gram), count))
@@ -105,9 +107,8 @@ def _errors(
     workers: Workers,
 ) -> Iterator[tuple[float, float, float]]:
     """Each shrink and damp of `limits`, and its error; without those whose Gram matrix cannot be factored."""
-    order = np.argsort(-np.diagonal(fitted), kind="stable")
-    square = np.ix_(order, order)
-    fitted, held_gram, rounding = fitted[square], held_gram[square], rounding[:, order]
+    order = ascending(-fitted.diagonal())
+    fitted, held_gram, rounding = square(fitted, order), square(held_gram, order), rounding[:, order]
     for shrink, damp in limits:
         try:
             _, factor, _ = factor_gram(
@@ -115,7 +116,7 @@ def _errors(
             )
         except CalibrationError:
             continue
-        triangle = np.asarray(factor / np.diagonal(factor), np.float32)
+        triangle: Array = factor / factor.diagonal()
         error = propagated(rounding, triangle)
         # the next factorisation needs their memory
         del factor, triangle
@@ -127,11 +128,11 @@ def propagated(rounding: Array, triangle: Array) -> Array:
 
     triangle: T, upper triangular with ones on its diagonal, as in `Factor`, in the order of rounding.
     """
-    errors = np.empty_like(rounding)
+    xp, errors = namespace(rounding), empty(tuple(rounding.shape), rounding)
     for start in range(0, len(triangle), _COLUMNS):
         stop = min(start + _COLUMNS, len(triangle))
         target = rounding[:, start:stop] - errors[:, :start] @ triangle[:start, start:stop]
-        errors[:, start:stop] = np.linalg.solve(triangle[start:stop, start:stop].T, target.T).T
+        errors[:, start:stop] = xp.linalg.solve(triangle[start:stop, start:stop].T, target.T).T
     return errors
 
 
@@ -146,4 +147,4 @@ def step_sizes(weight: Array, group: int) -> Array:
 
 
 def _energy(errors: Array, gram: Array) -> float:
-    return float(np.einsum("oi,oi->", errors @ gram, errors, dtype=np.float64))
+    return inner_product(errors @ gram, errors)

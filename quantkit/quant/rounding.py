@@ -3,9 +3,20 @@
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
 from quantkit.errors import UnsupportedError, UsageError
+from quantkit.forward.arrays import (
+    at_least,
+    clip,
+    divided,
+    inner_product,
+    namespace,
+    put_where,
+    rint,
+    through_float16,
+    to_bytes,
+    where,
+)
 from quantkit.quant.grid import Array, Grid, Quantized
 
 BITS = (2, 3, 4, 8)
@@ -45,17 +56,20 @@ def round_to_nearest(w: Array, grid: Grid) -> Quantized:
 def round_with(w: Array, scales: Array, zeros: Array, grid: Grid) -> Quantized:
     """Quantize w (n_out, n_in) with the given scales and zero points (n_out, n_groups), groups in order."""
     q = in_groups(w, grid) / scales[:, :, None]
-    np.rint(q, out=q)
+    rint(q, out=q)
     q += zeros[:, :, None]
-    np.clip(q, np.float32(0), np.float32(grid.top), out=q)
-    return Quantized(grid, q.reshape(w.shape).astype(np.uint8), scales, zeros.astype(np.uint8), grid.groups(w.shape[1]))
+    clip(q, 0.0, float(grid.top))
+    return Quantized(grid, to_bytes(q.reshape(w.shape)), scales, to_bytes(zeros), grid.groups(w.shape[1]))
 
 
 def group_ranges(w: Array, grid: Grid) -> tuple[Array, Array]:
     """Minimum and maximum of each group and 0: two arrays (n_out, n_groups)."""
     grouped = in_groups(w, grid)
-    zero = np.float32(0)
-    return grouped.min(axis=2, initial=zero), grouped.max(axis=2, initial=zero)
+    if namespace(grouped) is np:
+        zero = np.float32(0)
+        return grouped.min(axis=2, initial=zero), grouped.max(axis=2, initial=zero)
+    xp = namespace(grouped)
+    return -at_least(-xp.amin(grouped, 2), 0.0), at_least(xp.amax(grouped, 2), 0.0)
 
 
 def in_groups(w: Array, grid: Grid) -> Array:
@@ -65,13 +79,16 @@ def in_groups(w: Array, grid: Grid) -> Array:
 
 def scales_and_zeros(low: Array, high: Array, grid: Grid) -> tuple[Array, Array]:
     """Scales (with float16 values) and integer zero points, both float32, for ranges with low <= 0 <= high."""
-    top, least = np.float32(grid.top), np.float32(grid.least_zero)
+    xp, top, least = namespace(low), float(grid.top), float(grid.least_zero)
     # A minimum of the zero point leaves fewer integers above it.
-    steps = 2 * np.maximum(high, -low) / top if grid.symmetric else np.maximum((high - low) / top, high / (top - least))
-    scales = np.where(steps > 0, float16_scales(steps), np.float32(1))
+    steps = 2 * xp.maximum(high, -low) / top if grid.symmetric else xp.maximum((high - low) / top, high / (top - least))
+    scales = where(steps > 0, float16_scales(steps), 1.0)
     if grid.symmetric:
-        return scales, np.full_like(scales, 1 << (grid.bits - 1))
-    return scales, np.clip(np.rint(-low / scales), least, top)
+        return scales, xp.full_like(scales, 1 << (grid.bits - 1))
+    zeros = -low / scales
+    rint(zeros, out=zeros)
+    clip(zeros, least, top)
+    return scales, zeros
 
 
 def best_ranges(w: Array, weight: Array, grid: Grid, shrinks: Sequence[float]) -> tuple[Array, Array]:
@@ -84,34 +101,33 @@ def best_ranges(w: Array, weight: Array, grid: Grid, shrinks: Sequence[float]) -
     A symmetric grid has one integer more below zero than above it. So each range is also tried with the sign of the
     scale for which the largest magnitude is at that end: the step is smaller, and a scale may be negative.
     """
-    low, high = group_ranges(w, grid)
+    xp, (low, high) = namespace(w), group_ranges(w, grid)
     grouped = in_groups(w, grid)
     if weight.ndim == 1:
         weight = weight.reshape(len(low[0]), 1, -1)
     best_scales, best_zeros = scales_and_zeros(low, high, grid)
-    least = np.full(low.shape, np.inf, np.float32)
+    least = xp.full_like(low, np.inf)
 
     def take(scales: Array, zeros: Array) -> None:
         difference = nearest(grouped, scales, zeros, grid)
         difference -= grouped
         error = _product(_across(difference, weight), difference)
         better = error < least
-        least[better] = error[better]
-        best_scales[better] = scales[better]
-        best_zeros[better] = zeros[better]
+        for target, values in ((least, error), (best_scales, scales), (best_zeros, zeros)):
+            put_where(target, better, values)
 
     for shrink in shrinks:
-        take(*scales_and_zeros(low * np.float32(shrink), high * np.float32(shrink), grid))
+        take(*scales_and_zeros(low * shrink, high * shrink, grid))
     if grid.symmetric:
-        lowest = np.where(high > -low, high, low) / np.float32(-(1 << (grid.bits - 1)))
+        lowest = where(high > -low, high, low) / -float(1 << (grid.bits - 1))
         for shrink in shrinks:
-            take(np.where(lowest != 0, float16_scales(lowest * np.float32(shrink)), np.float32(1)), best_zeros)
+            take(where(lowest != 0, float16_scales(lowest * shrink), 1.0), best_zeros)
     whole = nearest(grouped, best_scales, best_zeros, grid)
     across = _across(whole, weight)
     met, length = _product(across, grouped), _product(across, whole)
     fits = (met > 0) & (length > 0)  # the sign of the scale stays
-    factor = np.divide(met, length, out=np.ones_like(met), where=fits)
-    take(np.where(fits, float16_scales(best_scales * factor), best_scales), best_zeros)
+    factor = divided(met, length, fits, 1.0)
+    take(where(fits, float16_scales(best_scales * factor), best_scales), best_zeros)
     return best_scales, best_zeros
 
 
@@ -119,29 +135,31 @@ def _across(values: Array, weight: Array) -> Array:
     """M v for each group of v (n_out, n_groups, group size)."""
     if weight.shape[1] == 1:
         return values * weight[None, :, 0]
-    product: Array = np.matmul(values.swapaxes(0, 1), weight).swapaxes(0, 1)
+    product: Array = namespace(values).matmul(values.swapaxes(0, 1), weight).swapaxes(0, 1)
     return product
 
 
 def _product(a: Array, b: Array) -> Array:
     """The inner product of each group: (n_out, n_groups)."""
-    product: Array = np.einsum("ogi,ogi->og", a, b)
+    product: Array = namespace(a).einsum("ogi,ogi->og", a, b)
     return product
 
 
 def nearest(grouped: Array, scales: Array, zeros: Array, grid: Grid) -> Array:
     """The grid value nearest to each value of `grouped` (n_out, n_groups, group size), as a new array."""
     q: Array = grouped / scales[:, :, None]
-    np.rint(q, out=q)
-    np.clip(q, -zeros[:, :, None], np.float32(grid.top) - zeros[:, :, None], out=q)
+    rint(q, out=q)
+    clip(q, -zeros[:, :, None], float(grid.top) - zeros[:, :, None])
     q *= scales[:, :, None]
     return q
 
 
-def float16_scales(scales: NDArray[np.floating]) -> Array:
+def float16_scales(scales: Array) -> Array:
     """Scales of either sign rounded to float16, never to 0, as float32."""
-    sizes = np.clip(np.abs(scales), _LEAST_SCALE, _GREATEST_SCALE).astype(np.float16).astype(np.float32)
-    rounded: Array = np.copysign(sizes, scales)
+    xp = namespace(scales)
+    sizes = xp.abs(scales)
+    clip(sizes, _LEAST_SCALE, _GREATEST_SCALE)
+    rounded: Array = xp.copysign(through_float16(sizes), scales)
     return rounded
 
 
@@ -155,4 +173,4 @@ def output_error(w: Array, rounded: Array, gram: Array) -> tuple[float, float]:
 
 
 def _energy(w: Array, gram: Array) -> float:
-    return float(np.einsum("oi,oi->", w @ gram, w, dtype=np.float64))
+    return inner_product(w @ gram, w)

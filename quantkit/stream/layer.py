@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantkit.families.base.native import Source
-from quantkit.forward.arrays import namespace
+from quantkit.forward.arrays import namespace, product
 from quantkit.forward.linears import PLAIN, Input, LayerLinears
 from quantkit.forward.parts import Form
 from quantkit.forward.weights import Weights
@@ -49,7 +49,7 @@ class LayerWeights(Weights):
             x = self.round_input(name, x)
         n_in = x.shape[1]
         weight = tensor.reshape(-1, *((n_in, n_out) if form.turned else (n_out, n_in)))[index]
-        out: Array = x @ (weight if form.turned else weight.T)
+        out = product(x, weight if form.turned else weight.T)
         bias = self.tensors.get(name + form.bias)
         if bias is not None:
             out += bias.reshape(-1, n_out)[index]

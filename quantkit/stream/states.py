@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from quantkit.errors import OutputError, ReadError
 from quantkit.files import open_partial
+from quantkit.forward.arrays import fetch
 from quantkit.system.descriptors import read_at, write_at
 
 Array = NDArray[np.float32]
@@ -43,13 +44,19 @@ class States:
 
     def write(self, name: str, sample: int, values: Array) -> None:
         """Write one sample to the file `name`. Raises OutputError when the disk is full."""
-        data = np.ascontiguousarray(values, np.float32).reshape(-1).view(np.uint8).data
+        data = np.ascontiguousarray(fetch(values), np.float32).reshape(-1).view(np.uint8).data
         try:
             write_at(self._file(name), data, sample * self._bytes)
         except OSError as error:
             raise OutputError(
                 f"cannot write {self.folder / name} ({error.strerror}); free some space and run the command again"
             ) from error
+
+    def save(self, name: str) -> None:
+        """Begin to write the file `name` where states are held in memory; here, `write` does it."""
+
+    def wait(self) -> None:
+        """Wait until all files of `save` are complete. Raises OutputError when the disk is full."""
 
     def _file(self, name: str) -> int:
         if name not in self._open:

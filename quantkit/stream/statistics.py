@@ -1,12 +1,13 @@
 """Statistics of a linear's input: sums over tokens. The tokens are not kept."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from quantkit.forward.arrays import Array, fetch, namespace
+from quantkit.forward.arrays import Array, as_bfloat16, device, fetch, namespace, place, product
 from quantkit.workers import SERIAL, Workers, parts
 
 HELD_OUT = 4
@@ -28,7 +29,8 @@ class Statistics:
     `gram`; it exceeds `tokens` for an expert that received too few tokens and is calibrated on extra ones.
     `held_out`: the Gram matrix of every fourth sample alone, which is a part of `gram`; `held_out_tokens`: its tokens.
     With `gram` also `maxima`, the largest |x| of each channel, float32 (width,), and `rows`, some x, at most
-    MOST_SAMPLED: what the rounding of activations costs depends on both.
+    MOST_SAMPLED: what the rounding of activations costs depends on both. Both Gram matrices are on the device of the
+    inputs. `halves`: they are summed over inputs rounded to bfloat16, as their linears receive them.
     """
 
     squares: NDArray[np.float64]
@@ -40,14 +42,22 @@ class Statistics:
     pieces: int = 0
     maxima: Array | None = None
     rows: list[Array] = field(default_factory=list)
+    halves: bool = False
 
     @classmethod
-    def of(cls, width: int, *, gram: bool) -> "Statistics":
-        """Empty statistics of an input of this width; with `gram`, of its Gram matrix too."""
+    def of(cls, width: int, *, gram: bool, to: Any = None, halves: bool = False) -> "Statistics":
+        """Empty statistics of an input of this width; with `gram`, of its Gram matrix too, on the device `to`."""
         if not gram:
             return cls(np.zeros(width))
-        total, held_out = (np.zeros((width, width), np.float32) for _ in range(2))
-        return cls(np.zeros(width), gram=total, held_out=held_out, maxima=np.zeros(width, np.float32))
+        total, held_out = (place(np.zeros((width, width), np.float32), to) for _ in range(2))
+        maxima = np.zeros(width, np.float32)
+        return cls(np.zeros(width), gram=total, held_out=held_out, maxima=maxima, halves=halves)
+
+    def fetched(self) -> "Statistics":
+        """The statistics with arrays of numpy; itself if they are."""
+        if self.gram is None or self.held_out is None or device(self.gram) is None:
+            return self
+        return replace(self, gram=fetch(self.gram), held_out=fetch(self.held_out))
 
     @property
     def is_wide(self) -> bool:
@@ -92,20 +102,20 @@ class Statistics:
             return 0
         x = pieces[0] if len(pieces) == 1 else namespace(pieces[0]).concatenate(pieces)
         width = x.shape[1]
-        if width <= 2 * WIDE_BLOCK or not isinstance(x, np.ndarray):
+        if width <= 2 * WIDE_BLOCK or device(x) is not None:
             # one array and its own transpose: BLAS computes half of it (syrk)
-            product = fetch(x.T @ x)
+            squares = product(x.T, as_bfloat16(x) if self.halves else x)
             for gram in sums:
-                gram += product
+                gram += squares
             return len(x)
 
         def add_columns(columns: slice) -> None:
             x_columns, before = x[:, columns], slice(0, columns.start)
-            inner, product = x_columns.T @ x_columns, x[:, before].T @ x_columns
+            inner, beside = x_columns.T @ x_columns, x[:, before].T @ x_columns
             for gram in sums:
                 gram[columns, columns] += inner
-                gram[before, columns] += product
-                gram[columns, before] += product.T
+                gram[before, columns] += beside
+                gram[columns, before] += beside.T
 
         workers.map(add_columns, list(parts(width, WIDE_BLOCK)))
         return len(x)

@@ -23,9 +23,10 @@ from quantkit.forward.layer_linears import layer_linears
 from quantkit.forward.linears import LayerLinears
 from quantkit.machine import release_freed_memory
 from quantkit.stream.layer import LayerWeights, keys_of, names_outside_experts, stored_names
+from quantkit.stream.on_device import ReadAhead, layer_weights, open_states, statistics_of
 from quantkit.stream.routing import EXPERT_FLOOR, RoutedExpert, Routes
 from quantkit.stream.shared import SharedStates
-from quantkit.stream.states import States, states_file
+from quantkit.stream.states import states_file
 from quantkit.stream.statistics import Statistics, add_inputs, samples_at_once
 from quantkit.stream.watcher import Tensors, Watcher
 from quantkit.workers import Workers
@@ -70,7 +71,9 @@ class Stream:
         # one sample uses the whole GPU
         self.threads = threads if options.device is None else 1
         self.decoder = native.decoder
-        self.states = States(folder, len(tokens), tokens.shape[1], self.decoder.width)
+        self.states = open_states(folder, len(tokens), tokens.shape[1], self.decoder.width, options.device)
+        ahead = options.device is not None
+        self.reader = ReadAhead(self._load, self._names, self.decoder.n_layers, ahead=ahead)
         self.shared = SharedStates(self.decoder, folder, len(tokens), tokens.shape[1], options.device)
         keep_freed_memory()
         self.workers = Workers(self.threads)
@@ -101,16 +104,20 @@ class Stream:
         """
         linears = self.linears(number)
         dense = tuple(entry for entry in linears.inputs if entry.expert is None and watcher)
-        tensors = self._load(names_outside_experts(self.native, linears))
-        weights = self._weights(tensors, keys_of(dense))
+        tensors = self.reader.layer(number)
+        weights = self._weights(tensors, keys_of(dense), halves=bool(watcher))
         layer = self.decoder.layer(number, weights)
-        statistics = {entry.key: Statistics.of(entry.width, gram=self.options.gram) for entry in dense}
+        statistics = statistics_of(dense, weights, self.options.device, gram=self.options.gram)
         if layer.experts is None:
             self._through(number, weights, statistics)
+            if not self.options.propagate:
+                self.states.save(states_file(number + 1))
             quantized = watcher.dense(linears, tensors, statistics) if watcher else tensors
             release_freed_memory()
             if self.options.propagate:
                 self._through(number, self._weights(quantized, {}), {})
+                self.states.save(states_file(number + 1))
+            self.states.wait()
             return
         routes = self._up_to_experts(number, weights, statistics)
         quantized = watcher.dense(linears, tensors, statistics) if watcher else tensors
@@ -121,6 +128,8 @@ class Stream:
             if watcher or (routes.chosen == expert).any():
                 self._one_expert(number, linears, expert, routes, watcher)
         self._join(number, weights)
+        self.states.save(states_file(number + 1))
+        self.states.wait()
 
     def _through(self, number: int, weights: LayerWeights, statistics: Mapping[str, Statistics]) -> None:
         def one(sample: int) -> dict[str, Array]:
@@ -129,7 +138,7 @@ class Stream:
             x = self.decoder.layer(number, tap)(self._read(states_file(number), sample), context)
             self.shared.save(number, sample, context)
             self._check_finite(x, self.decoder.at(number), sample)
-            self.states.write(states_file(number + 1), sample, fetch(x))
+            self.states.write(states_file(number + 1), sample, x)
             return tap.inputs
 
         self._gather(one, statistics)
@@ -151,10 +160,10 @@ class Stream:
             if layer.beside and statistics:
                 layer.dense(middle)
             fed = shared(layer.experts, layer.layer, normed)
-            self.states.write("middle", sample, fetch(middle))
-            self.states.write("seen", sample, fetch(normed))
+            self.states.write("middle", sample, middle)
+            self.states.write("seen", sample, normed)
             self.states.write(
-                states_file(number + 1), sample, np.zeros(middle.shape, np.float32) if fed is None else fetch(fed)
+                states_file(number + 1), sample, np.zeros(middle.shape, np.float32) if fed is None else fed
             )
             return tap.inputs
 
@@ -170,8 +179,8 @@ class Stream:
         alone = [entry for entry in inputs if all(linear.index is None for linear in entry.linears)]
         tensors = self._load(stored_names(alone) & self.native.tensors.keys())
         recorded = inputs if watcher else ()
-        weights = self._weights(tensors, keys_of(recorded))
-        statistics = {entry.key: Statistics.of(entry.width, gram=self.options.gram) for entry in recorded}
+        weights = self._weights(tensors, keys_of(recorded), halves=bool(watcher))
+        statistics = statistics_of(recorded, weights, self.options.device, gram=self.options.gram)
         extra = routes.others(expert, EXPERT_FLOOR) if self.options.gram and watcher else {}
         routed = RoutedExpert(number, expert, routes, extra)
         self._through_expert(routed, weights, statistics, add=not self.options.propagate)
@@ -218,13 +227,12 @@ class Stream:
         if weighted_input:
             routed = routed * place(np.concatenate(weights_of), device(routed))
         if len(routed):
-            answers = fetch(self._feed_forward(expert, tap, routed))
-            ends = np.cumsum([len(rows) for rows, _ in routed_to])
-            parts = np.split(answers, ends[:-1])
-            for sample, (rows, _), factors, part in zip(samples, routed_to, weights_of, parts, strict=True):
+            answers, first = self._feed_forward(expert, tap, routed), 0
+            for sample, (rows, _), factors in zip(samples, routed_to, weights_of, strict=True):
+                part, first = answers[first : first + len(rows)], first + len(rows)
                 if add and len(rows):
-                    fed = self.states.read(states_file(expert.layer + 1), sample)
-                    fed[rows] += part if weighted_input else part * factors
+                    fed = self._read(states_file(expert.layer + 1), sample)
+                    fed[rows] += part if weighted_input else part * place(factors, device(part))
                     self.states.write(states_file(expert.layer + 1), sample, fed)
         extra = [x[expert.extra[sample]] for x, sample in zip(states, samples, strict=True) if sample in expert.extra]
         if extra:
@@ -243,7 +251,7 @@ class Stream:
             fed = self._read(states_file(number + 1), sample)
             x = layer.join(self._read("middle", sample), fed, self.decoder.context(self.tokens[sample].tolist()))
             self._check_finite(x, self.decoder.at(number), sample)
-            self.states.write(states_file(number + 1), sample, fetch(x))
+            self.states.write(states_file(number + 1), sample, x)
 
         self.workers.map(one, range(len(self.tokens)))
 
@@ -268,9 +276,11 @@ class Stream:
     def _load(self, names: Iterable[str]) -> Tensors:
         return {name: np.array(self.native.whole(name), np.float32) for name in sorted(names)}
 
-    def _weights(self, tensors: Tensors, keys: Mapping[tuple[str, int], str]) -> LayerWeights:
-        native, there = self.native, {name: place(values, self.options.device) for name, values in tensors.items()}
-        return LayerWeights(native.whole, native.rows, native.tensors.keys(), native.round_input, there, keys)
+    def _names(self, number: int) -> list[str]:
+        return names_outside_experts(self.native, self.linears(number))
+
+    def _weights(self, tensors: Tensors, keys: Mapping[tuple[str, int], str], *, halves: bool = False) -> LayerWeights:
+        return layer_weights(self.native, tensors, keys, self.options.device, halves=halves)
 
     def _check_finite(self, x: Array, stage: str, sample: int) -> None:
         # one infinite or NaN value makes the sum infinite or NaN
@@ -283,6 +293,7 @@ class Stream:
     def close(self) -> None:
         """Stop the threads and close the states' files without deleting them."""
         self.workers.close()
+        self.reader.close()
         self.states.close()
         self.shared.close()
 
