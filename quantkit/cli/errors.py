@@ -62,6 +62,8 @@ def explain() -> Iterator[None]:
 def _sentence(error: BaseException) -> str:
     if isinstance(error, RuntimeError) and "can't start new thread" in str(error):
         return "no further thread can be started; use fewer --threads, or raise the limits with ulimit -v or ulimit -u"
+    if type(error).__name__ == "OutOfMemoryError" and type(error).__module__.partition(".")[0] == "torch":
+        return "the GPU's memory is full; end other programs on it, or add --device cpu"
     message = _first(MESSAGES, error, None)
     if message is None:
         return printable(

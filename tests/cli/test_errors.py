@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from quantkit.cli import main
+from quantkit.cli.errors import explain
 from tests.helpers.command import Answer, command, quantkit
 from tests.helpers.tiny import tiny_llama
 
@@ -355,3 +356,14 @@ def test_too_little_address_space_sets_nothing_aside(sound: Path, tmp_path: Path
         assert "the tokenizers library got no memory or no thread; raise the limits" in done.stderr
     else:
         assert done.returncode in (0, 1) and "unexpected" not in done.stderr, done.stderr
+
+
+def test_a_full_gpu_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    """By the name of torch's class, because torch is not imported where it is not used."""
+    full = type("OutOfMemoryError", (RuntimeError,), {"__module__": "torch"})
+    with pytest.raises(SystemExit) as ended, explain():
+        raise full("CUDA out of memory. Tried to allocate 2.00 GiB.")
+    assert ended.value.code == 1
+    assert capsys.readouterr().err == (
+        "quantkit: the GPU's memory is full; end other programs on it, or add --device cpu\n"
+    )
