@@ -168,6 +168,7 @@ def test_bytes_are_ggmls_on_whatever_hypothesis_thinks_of(
 
 
 @needs_compiler
+@against_ggml
 @every_vector_kind
 @pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])
 def test_a_float_that_is_not_finite_is_noticed_wherever_ggmls_bytes_show_it(
@@ -221,6 +222,7 @@ def test_every_vector_width_makes_the_same_bytes(level: str, tmp_path: Path, mon
 
 
 @needs_compiler
+@against_ggml
 def test_a_kernel_whose_bytes_differ_is_not_used() -> None:
     def off_by_a_bit(
         kind: GGMLQuantizationType, rows: _Floats, weights: _Floats | None, out: NDArray[np.uint8]
@@ -295,6 +297,7 @@ def test_other_processors_use_the_kernels_by_the_recorded_bytes_not_by_their_own
         out[...] = 255 - ggml(kind, rows, weights)
 
     kind = GGMLQuantizationType.Q4_0
+    monkeypatch.setattr(c_kernels, "_X86_64", True)
     ours = c_kernels.load(fused)
     assert ours is not None and ours.get(kind, weighted=False) is None
     monkeypatch.setattr(c_kernels, "_X86_64", False)
