@@ -67,6 +67,7 @@ def test_every_architecture_of_the_reference_is_compared() -> None:
         *(
             "JinaBertModel",
             "LlamaBidirectionalModel",
+            "MuseGlimmerForConditionalGeneration",
             "Rwkv7ForCausalLM",
             "YoutuVLForConditionalGeneration",
             "modeling_sarvam_moe.SarvamMoEForCausalLM",
