@@ -23,7 +23,7 @@ from quantkit.outputs.gguf_files import GgufOutput, GgufPlan
 from quantkit.outputs.model import FLOAT_TYPES, ModelTensor, widen
 from quantkit.quant.feedback import Curvature, curvature, quantize_with_feedback
 from quantkit.quant.fold import matrix as linear_matrix
-from quantkit.quant.held_out import GGUF_RULE, choose_trust, step_sizes
+from quantkit.quant.held_out import GGUF_RULE, HeldOut, choose_trust, step_sizes
 from quantkit.quant.neurons import Moved, matrix_key, neuron_order
 from quantkit.stream.statistics import Statistics
 from quantkit.workers import Workers
@@ -191,8 +191,8 @@ class FeedbackRounder:
         try:
             rows = self._middle_rows(matrix)
             steps = step_sizes(rows if move is None else move.moved.order.columns(rows), _GROUP)
-            held_count = statistics.held_out_tokens
-            trust = choose_trust(gram, count, held_out, held_count, steps, self.workers, rule=GGUF_RULE)
+            held = HeldOut(held_out, statistics.held_out_tokens)
+            trust = choose_trust(gram, count, held, steps, self.workers, rule=GGUF_RULE)
             return curvature(gram, count, damp=trust.damp, shrink=trust.shrink, name=name, workers=self.workers)
         except CalibrationError as error:
             return str(error)

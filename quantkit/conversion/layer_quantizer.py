@@ -13,11 +13,11 @@ from quantkit.machine import release_freed_memory
 from quantkit.outputs.packed_folders import FolderPlan
 from quantkit.packed.formats import IntegerFormat, Packed
 from quantkit.packed.writer import FolderWriter
-from quantkit.quant.factor import SHRINK, Factor, factor
+from quantkit.quant.factor import SHRINK, Damping, Factor, factor
 from quantkit.quant.fold import matrix
 from quantkit.quant.gptq import round_with_feedback
 from quantkit.quant.grid import Quantized
-from quantkit.quant.held_out import Trust, choose_trust, step_sizes
+from quantkit.quant.held_out import HeldOut, Trust, choose_trust, step_sizes
 from quantkit.quant.rounding import output_error
 from quantkit.stream.statistics import Statistics
 from quantkit.workers import SERIAL, Workers
@@ -83,8 +83,7 @@ class LayerQuantizer:
         factored = factor(
             statistics.gram,
             statistics.gram_tokens,
-            damp=trust.damp,
-            shrink=trust.shrink,
+            Damping(trust.damp, trust.shrink),
             act_order=act_order,
             name=name,
             workers=self.workers_for(statistics),
@@ -101,8 +100,7 @@ class LayerQuantizer:
         return choose_trust(
             statistics.gram,
             statistics.gram_tokens,
-            statistics.held_out,
-            statistics.held_out_tokens,
+            HeldOut(statistics.held_out, statistics.held_out_tokens),
             step_sizes(rows, grid.group_size(rows.shape[1])),
             self.workers_for(statistics),
         )

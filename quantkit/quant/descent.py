@@ -4,6 +4,8 @@ The error is quadratic in each integer and in each scale while all others are fi
 along one coordinate, rounded to the grid (a scale: to float16), and the error never increases.
 """
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -15,21 +17,28 @@ from quantkit.quant.rounding import float16_scales
 _BLOCK = 128  # columns whose changes reach the slopes of all columns in one matrix product
 
 
-def descend(
-    w: Array, q: NDArray[np.uint8], scales: Array, zeros: Array, gram: Array, grid: Grid, sweeps: int = 1
-) -> tuple[NDArray[np.uint8], Array]:
-    """Integers uint8 (n_out, n_in) and scales float32 (n_out, n_groups) whose error is at most that of the input's.
+@dataclass(frozen=True)
+class Levels:
+    """A rounded matrix. q: uint8 (n_out, n_in). scales, zeros: float32 (n_out, n_groups); see `Quantized`."""
 
-    w: float32 (n_out, n_in). scales, zeros: float32 (n_out, n_groups); column i is in group i // group size.
-    gram: float32 (n_in, n_in), H, damped, so that its diagonal is positive. The zero points stay.
+    q: NDArray[np.uint8]
+    scales: Array
+    zeros: Array
+
+
+def descend(w: Array, rounded: Levels, gram: Array, grid: Grid, sweeps: int = 1) -> tuple[NDArray[np.uint8], Array]:
+    """Integers uint8 (n_out, n_in) and scales float32 (n_out, n_groups) whose error is at most that of `rounded`.
+
+    w: float32 (n_out, n_in). gram: float32 (n_in, n_in), H, damped, so that its diagonal is positive. The zero points
+    stay.
 
     A sweep visits the groups in order: each integer of a group once, then its scale.
     """
     n_out, n_in = w.shape
     size = grid.group_size(n_in)
     block = size * max(1, _BLOCK // size)
-    levels = contiguous(to_floats(q.T))
-    steps, zeros = contiguous(copied(scales.T)), contiguous(zeros.T)
+    levels = contiguous(to_floats(rounded.q.T))
+    steps, zeros = contiguous(copied(rounded.scales.T)), contiguous(rounded.zeros.T)
     difference = (levels.reshape(-1, size, n_out) - zeros[:, None]) * steps[:, None]
     slopes = gram @ (difference.reshape(n_in, n_out) - w.T)  # half of the error's derivative by each weight
     del difference
@@ -43,18 +52,15 @@ def descend(
                 zeros[groups],
                 slopes[columns],
                 gram[columns, columns],
-                size,
                 float(grid.top),
             )
             slopes += gram[:, columns] @ changes
     return contiguous(to_bytes(levels.T)), contiguous(steps.T)
 
 
-def _descend_block(
-    levels: Array, steps: Array, zeros: Array, slopes: Array, gram: Array, size: int, top: float
-) -> Array:
+def _descend_block(levels: Array, steps: Array, zeros: Array, slopes: Array, gram: Array, top: float) -> Array:
     """Change the `levels` (n, n_out) and `steps` (n / size, n_out) of some groups; return the weights' changes."""
-    xp = namespace(levels)
+    xp, size = namespace(levels), len(levels) // len(steps)
     changes: Array = xp.zeros_like(levels)
     for group, (step, zero) in enumerate(zip(steps, zeros, strict=True)):
         columns = slice(group * size, (group + 1) * size)

@@ -75,21 +75,32 @@ class Factor:
         return Factor(gram, order, pivots, feedback, self.damp, self.raised)
 
 
+@dataclass(frozen=True)
+class Damping:
+    """What is added to the diagonal of a Gram matrix before it is factored.
+
+    fraction: of its mean; None: see `usual_damp`. If the factorisation fails, it is increased tenfold, up to 1.
+    shrink: of each entry itself, which comes first.
+    """
+
+    fraction: float | None = None
+    shrink: float = SHRINK
+
+
+USUAL = Damping()
+
+
 def factor(
     gram: Array,
     count: int,
+    damping: Damping = USUAL,
     *,
-    damp: float | None = None,
-    shrink: float = SHRINK,
     act_order: bool = True,
     name: str = "the input",
     workers: Workers = SERIAL,
 ) -> Factor:
     """Factor the Gram matrix of an input: float32 (n_in, n_in), H, the sum of x x' over `count` tokens.
 
-    damp: this fraction of H's mean diagonal is added to its diagonal; None: see `usual_damp`. If the factorisation
-        fails, the fraction is increased tenfold, up to 1.
-    shrink: this fraction of each diagonal entry of H is added to it, before the damping.
     act_order: columns are rounded in the order of decreasing diagonal of H.
     name: the name of the input in messages.
 
@@ -98,8 +109,10 @@ def factor(
     Raises CalibrationError: no token, statistics that are not finite, or no factorisation at any damping.
     """
     n_in = len(gram)
-    fraction = usual_damp(n_in, count) if damp is None and count > 0 else damp or 0.0
-    damped = shrunk(gram, shrink)
+    fraction = damping.fraction
+    if fraction is None:
+        fraction = usual_damp(n_in, count) if count > 0 else 0.0
+    damped = shrunk(gram, damping.shrink)
     order, triangle, used = factor_gram(damped, count, damp=fraction, act_order=act_order, name=name, workers=workers)
     set_diagonal(damped, _damped_diagonal(damped, used))
     ordered = copied(triangle.diagonal())

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from quantkit.forward.arrays import contiguous, device, empty, empty_bytes, fetch, namespace, place, to_bytes
 from quantkit.quant.column_runs import RUN, round_run
-from quantkit.quant.descent import descend
-from quantkit.quant.factor import Factor, factor
+from quantkit.quant.descent import Levels, descend
+from quantkit.quant.factor import Factor
 from quantkit.quant.grid import Array, Grid, Quantized
 from quantkit.quant.rounding import best_ranges, output_error, round_to_nearest
 from quantkit.workers import SERIAL, Workers, parts
@@ -24,15 +24,9 @@ _SHRINKS = (1.0, 0.94, 0.88, 0.82, 0.76, 0.7)
 ROUNDED_ROWS = 1024
 """Rows that are rounded in one batch on the CPU."""
 _ROUNDED_ELEMENTS = 1 << 26  # weights that are rounded in one batch on another device
+BLOCK = 128
+"""Columns that share one matrix product with all earlier columns."""
 _CHECKED_ROWS = 128  # evenly spaced rows on which the result is compared with rounding to nearest
-
-
-@dataclass(frozen=True)
-class Solution:
-    """The quantized matrices of one gptq call, in order, and the damping used."""
-
-    matrices: list[Quantized]
-    damp: float
 
 
 @dataclass(frozen=True)
@@ -46,31 +40,6 @@ class _Ranges:
         self.scales[groups], self.zeros[groups] = scales.T, zeros.T
 
 
-def gptq(
-    weights: Sequence[Array],
-    gram: Array,
-    count: int,
-    grid: Grid,
-    *,
-    damp: float | None = None,
-    act_order: bool = True,
-    static_groups: bool = True,
-    sweeps: int = SWEEPS,
-    name: str = "the input",
-    workers: Workers = SERIAL,
-) -> Solution:
-    """Quantize matrices (n_out, n_in) that see the same input so that the outputs over the calibration text stay close.
-
-    gram, count, damp, act_order, name: see `factor`.
-    static_groups, sweeps: see `round_with_feedback`.
-
-    Raises CalibrationError as `factor` does.
-    """
-    factored = factor(gram, count, damp=damp, act_order=act_order, name=name, workers=workers)
-    matrices = round_with_feedback(weights, factored, grid, static_groups=static_groups, sweeps=sweeps, workers=workers)
-    return Solution(matrices, factored.damp)
-
-
 def round_with_feedback(
     weights: Sequence[Array],
     factored: Factor,
@@ -78,7 +47,6 @@ def round_with_feedback(
     *,
     static_groups: bool = True,
     sweeps: int = SWEEPS,
-    block: int = 128,
     workers: Workers = SERIAL,
 ) -> list[Quantized]:
     """Round matrices (n_out, n_in) of one input: column by column, each error fed to the columns that follow.
@@ -87,7 +55,6 @@ def round_with_feedback(
         computed during rounding from the updated weights, and groups are neighbours in the order of rounding. The error
         is about the same; runtimes read static groups fastest.
     sweeps: sweeps of coordinate descent over the result; each lowers the error.
-    block: the number of columns that share one matrix product with all earlier columns.
     workers: rows are rounded in parallel; the result does not depend on the number of threads.
 
     Arrays of numpy, or tensors of torch on one device. The matrices of the result are numpy's.
@@ -114,11 +81,11 @@ def round_with_feedback(
         if static_groups:
             ranges.put(slice(None), *best_ranges(w_slice, importance, grid, _SHRINKS))
         ordered = None if static_groups else importance[factored.order]
-        q = _feed_back(w_slice, factored.order, factored.feedback, ranges, groups, grid, block, ordered)
+        q = _feed_back(w_slice, factored, ranges, groups, grid, ordered)
         scales, zeros = contiguous(ranges.scales.T), contiguous(ranges.zeros.T)
         if sweeps:
-            sorted_q, scales = descend(w_slice[:, columns], q[:, columns], scales, zeros, sorted_gram, grid, sweeps)
-            q[:, columns] = sorted_q
+            levels = Levels(q[:, columns], scales, zeros)
+            q[:, columns], scales = descend(w_slice[:, columns], levels, sorted_gram, grid, sweeps)
         return fetch(q), fetch(scales), fetch(to_bytes(zeros))
 
     n_rows = ROUNDED_ROWS if namespace(w) is np else max(1, _ROUNDED_ELEMENTS // n_in)
@@ -145,19 +112,18 @@ def _better(w: Array, quantized: Quantized, gram: Array) -> Quantized:
 
 def _feed_back(
     w: Array,
-    order: NDArray[np.intp],
-    feedback: Array,
+    factored: Factor,
     ranges: _Ranges,
     groups: NDArray[np.int32],
     grid: Grid,
-    block: int,
     importance: Array | None,
 ) -> NDArray[np.uint8]:
-    """The integers (n_out, n_in). Columns are rounded in `order`; `feedback` weights the errors of earlier columns.
+    """The integers (n_out, n_in).
 
     With `importance` (in `order`), `ranges` is filled group by group during rounding; otherwise it is the input.
     """
     n_out, n_in = w.shape
+    order, feedback, block = factored.order, factored.feedback, BLOCK
     columns = contiguous(w.T[order])
     errors = empty((n_in, n_out), w)
     q = empty_bytes((n_in, n_out), w)

@@ -56,11 +56,18 @@ ALONE = Trust(1e6, 0.0, 1.0, feedback=False)
 """Correlations count for nothing: the weighted search, each weight alone."""
 
 
+@dataclass(frozen=True)
+class HeldOut:
+    """The part of a Gram matrix, float32 (n_in, n_in), that comes from the `count` tokens of held-out samples."""
+
+    gram: Array | None = None
+    count: int = 0
+
+
 def choose_trust(
     gram: Array,
     count: int,
-    held_gram: Array | None,
-    held_count: int,
+    held_out: HeldOut,
     steps: Array,
     workers: Workers = SERIAL,
     *,
@@ -69,7 +76,7 @@ def choose_trust(
     """The limits for an input.
 
     gram: float32 (n_in, n_in), H, the sum of x x' over `count` tokens.
-    held_gram: the part of it from the `held_count` tokens of held-out samples, or None.
+    held_out: the part of it from held-out samples.
     steps: float32 (n_in,), the size of a rounding step of each column.
 
     rule: the limits to choose from, and how.
@@ -77,6 +84,7 @@ def choose_trust(
     The error of feedback is predicted for random rounding errors of these sizes, which ranks the limits as rounding
     does. With fewer than 64 held-out tokens, the limits depend on the number of tokens alone (`usual_damp`).
     """
+    held_gram, held_count = held_out.gram, held_out.count
     if held_gram is None or held_count < _LEAST_TOKENS or count - held_count < _LEAST_TOKENS:
         return Trust(SHRINK, usual_damp(len(gram), count) if count else 0.0)
     rounding = np.random.default_rng(0).uniform(-1, 1, (_ROWS, len(gram))).astype(np.float32) * steps

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from quantkit.quant.awq import search_scale
 from quantkit.quant.awq_nearest import quantize_awq
 from quantkit.quant.awq_nearest import search_scale as search_nearest_scale
-from quantkit.quant.factor import Factor, factor
+from quantkit.quant.factor import Damping, Factor, factor
 from quantkit.quant.gptq import round_with_feedback
 from quantkit.quant.grid import Array, Grid
 from quantkit.quant.rounding import round_to_nearest
@@ -59,7 +59,7 @@ def test_the_weights_by_pivots_foresee_the_error_of_feedback() -> None:
     """The search compares candidates by this estimate, so their order must be that of the errors."""
     from quantkit.quant.awq import _weighted_error
 
-    factored, w, grid = factor(gram(inputs(1000, 128)), 1000, shrink=0), uneven(128, 128), Grid(4, 32)
+    factored, w, grid = factor(gram(inputs(1000, 128)), 1000, Damping(shrink=0)), uneven(128, 128), Grid(4, 32)
     size = np.sqrt(np.mean(w * w, axis=0))
     estimates, errors = [], []
     for power in (0, 0.25, 0.5, 0.75, 1):

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from quantkit.quant.descent import descend
+from quantkit.quant.descent import Levels, descend
 from quantkit.quant.factor import factor
 from quantkit.quant.grid import Array, Grid, Quantized
 from quantkit.quant.rounding import round_to_nearest
@@ -51,7 +51,7 @@ def test_a_sweep_is_each_integer_at_its_minimum_then_the_scale(grid: Grid, sweep
     if grid.symmetric:  # scales of both signs: the integers on the other side of the zero point
         made.scales[::2] *= -1
         made.q[::2] = np.clip(2 * made.zeros[::2][:, made.groups] - made.q[::2].astype(int), 0, grid.top)
-    q, scales = descend(w, made.q, made.scales, made.zeros.astype(np.float32), h, grid, sweeps)
+    q, scales = descend(w, Levels(made.q, made.scales, made.zeros.astype(np.float32)), h, grid, sweeps)
     expected_q, expected_scales = plainly(w, made, h, sweeps)
     # A value within float32 rounding of a half may fall either way, and then moves those that follow in its row.
     rows = [row for row in range(12) if np.array_equal(q[row], expected_q[row])]
@@ -85,7 +85,7 @@ def test_no_sweep_raises_the_error_of_a_row(seed: int, bits: int, group: int, sy
     before = [error((made.dequantized() - w)[row : row + 1].astype(np.float64), h) for row in range(len(w))]
     size = float(np.einsum("oi,ij,oj->", w, h, w))
     for sweeps in (1, 3):
-        q, scales = descend(w, made.q, made.scales, made.zeros.astype(np.float32), h, grid, sweeps)
+        q, scales = descend(w, Levels(made.q, made.scales, made.zeros.astype(np.float32)), h, grid, sweeps)
         assert q.max() <= grid.top and (scales > 0).all()
         assert np.array_equal(scales, scales.astype(np.float16).astype(np.float32))
         dequantized = Quantized(grid, q, scales, made.zeros, made.groups).dequantized().astype(np.float64)

@@ -5,7 +5,7 @@ import pytest
 
 from quantkit.errors import CalibrationError
 from quantkit.quant import factor as factor_module
-from quantkit.quant.factor import cholesky, factor, usual_damp
+from quantkit.quant.factor import Damping, cholesky, factor, usual_damp
 from quantkit.workers import Workers
 from tests.quant.calibrated import gram, inputs, weight
 
@@ -13,7 +13,7 @@ from tests.quant.calibrated import gram, inputs, weight
 @pytest.mark.parametrize("act_order", [True, False])
 def test_the_factor_times_itself_is_the_damped_gram_matrix_in_its_order(act_order: bool) -> None:
     h = gram(inputs(400, 96))
-    made = factor(h, 400, damp=0.03, shrink=0.5, act_order=act_order)
+    made = factor(h, 400, Damping(0.03, 0.5), act_order=act_order)
     damped = h + np.diag(0.5 * np.diagonal(h) + 0.03 * 1.5 * np.diagonal(h).mean())
     assert np.allclose(made.gram, damped, rtol=1e-6)
     order = np.argsort(-np.diagonal(h), kind="stable") if act_order else np.arange(96)
@@ -63,9 +63,9 @@ def test_statistics_that_cannot_be_used_are_told() -> None:
 def test_damping_is_raised_where_the_factorisation_needs_it_and_told() -> None:
     h = gram(inputs(20, 64))
     h -= 0.02 * np.diagonal(h).mean() * np.eye(64, dtype=np.float32)  # as rounding errors leave a singular matrix
-    raised = factor(h, 20, damp=0.01)
+    raised = factor(h, 20, Damping(0.01))
     assert raised.damp == pytest.approx(0.1) and raised.raised
-    sound = factor(gram(inputs(20, 64)), 20, damp=0.01)
+    sound = factor(gram(inputs(20, 64)), 20, Damping(0.01))
     assert sound.damp == 0.01 and not sound.raised
 
 

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from quantkit.quant.factor import SHRINK, factor, usual_damp
+from quantkit.quant.factor import SHRINK, Damping, factor, usual_damp
 from quantkit.quant.gptq import round_with_feedback
 from quantkit.quant.grid import Array, Grid
-from quantkit.quant.held_out import ALONE, LADDER, Trust, choose_trust, propagated, step_sizes
+from quantkit.quant.held_out import ALONE, LADDER, HeldOut, Trust, choose_trust, propagated, step_sizes
 from quantkit.quant.rounding import output_error
 from tests.quant.calibrated import gram, inputs, weight
 
@@ -27,7 +27,7 @@ def real_errors(w: Array, x: Array, held: Array) -> list[float]:
     """The error of rounding with each step of the ladder, on held-out tokens."""
     errors = []
     for shrink, damp in LADDER:
-        factored = factor(gram(x), len(x), shrink=shrink, damp=damp)
+        factored = factor(gram(x), len(x), Damping(damp, shrink))
         (made,) = round_with_feedback([w], factored, Grid(4, GROUP), sweeps=0)
         errors.append(output_error(w, made.dequantized(), gram(held))[0])
     return errors
@@ -38,7 +38,7 @@ def test_chance_correlations_are_trusted_less_as_the_errors_of_real_rounding_ask
     alone = np.random.default_rng(2).standard_normal((2300, N_IN)).astype(np.float32)
     tokens, w = inputs(2300, N_IN) if correlated else alone, weight(96, N_IN)
     x, held = tokens[:300], tokens[300:]
-    trust = choose_trust(gram(x) + gram(held), len(tokens), gram(held), len(held), step_sizes(w, GROUP))
+    trust = choose_trust(gram(x) + gram(held), len(tokens), HeldOut(gram(held), len(held)), step_sizes(w, GROUP))
     errors = real_errors(w, x, held)
     if correlated:
         assert errors[LADDER.index((trust.shrink, trust.damp))] < 1.1 * min(errors)
@@ -56,9 +56,9 @@ def test_held_out_samples_of_quite_another_kind_turn_feedback_off() -> None:
     signs = np.random.default_rng(1).choice([-1, 1], N_IN)
     other = np.asarray(np.diag(np.diagonal(own)) * 1.5 - own * 0.5, np.float32) * np.outer(signs, signs) / 10
     held = np.asarray(other + np.diag(np.full(N_IN, max(0.0, -np.linalg.eigvalsh(other).min()))), np.float32)
-    assert choose_trust(own + held, 3300, held, 300, step_sizes(w, GROUP)) is ALONE
+    assert choose_trust(own + held, 3300, HeldOut(held, 300), step_sizes(w, GROUP)) is ALONE
     rounded = [
-        round_with_feedback([w], factor(own, 3000, shrink=shrink, damp=damp), Grid(4, GROUP), sweeps=0)[0].dequantized()
+        round_with_feedback([w], factor(own, 3000, Damping(damp, shrink)), Grid(4, GROUP), sweeps=0)[0].dequantized()
         for shrink, damp in ((ALONE.shrink, ALONE.damp), LADDER[0])
     ]
     alone, trusting = (output_error(w, made, held)[0] for made in rounded)
@@ -70,14 +70,14 @@ def test_without_held_out_tokens_the_limits_depend_on_the_number_of_tokens(held_
     h, steps = gram(inputs(400, N_IN)), np.ones(N_IN, np.float32)
     held = gram(inputs(max(1, held_tokens), N_IN, 3))
     for part in (None, held):
-        trust = choose_trust(h + held, 400, part, held_tokens, steps)
+        trust = choose_trust(h + held, 400, HeldOut(part, held_tokens), steps)
         assert (trust.shrink, trust.damp, trust.error) == (SHRINK, usual_damp(N_IN, 400), None)
 
 
 def test_an_input_that_is_always_zero_or_not_finite_is_left_to_the_factorisation() -> None:
     steps, zero = np.ones(N_IN, np.float32), np.zeros((N_IN, N_IN), np.float32)
     for h in (zero, np.full_like(zero, np.nan)):
-        assert choose_trust(h, 400, h, 100, steps).error is None
+        assert choose_trust(h, 400, HeldOut(h, 100), steps).error is None
 
 
 def test_step_sizes_follow_the_largest_weight_of_each_group() -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from quantkit.packed.mlx import MlxFeedback
 from quantkit.quant.affine import round_affine
-from quantkit.quant.factor import factor
+from quantkit.quant.factor import Damping, factor
 from quantkit.quant.float4 import global_scale, nvfp4_scales
 from quantkit.quant.points import AffinePoints, Float4Points, affine_points, feed_back_onto, nvfp4_points
 from quantkit.quant.rounding import output_error
@@ -50,7 +50,7 @@ def test_nearest_is_the_nearest_of_all_points(kind: str) -> None:
 def test_feedback_is_that_of_the_paper(kind: str) -> None:
     """arXiv 2210.17323, algorithm 1: the inverse of H is updated column by column."""
     w, gram = data()
-    factored = factor(gram, 400, damp=0.05)
+    factored = factor(gram, 400, Damping(0.05))
     points = of_kind(kind, w, factored.pivots**2)
     rounded = feed_back_onto(w, points, factored)
     inverse, expected = np.linalg.inv(factored.gram.astype(np.float64)), np.empty_like(w)
