@@ -29,6 +29,8 @@ from quantkit.system.python import module_command
 
 Progress = Callable[..., object]
 
+LOGITS_SECONDS = 1800.0
+"""A child that computes logits is stopped after these."""
 _SECONDS_TO_DIE = 5.0
 
 
@@ -63,7 +65,6 @@ def logits(
     n_threads: int | None = None,
     vocabulary: bool = True,
     by_default: bool = False,
-    timeout: float = 1800.0,
 ) -> npt.NDArray[np.float32]:
     """Logits (n_tokens, n_vocab), float32, of one sequence of token ids, on the CPU, with a float32 KV cache.
 
@@ -83,7 +84,7 @@ def logits(
             "out": str(out),
         }
         more = {"n_threads": n_threads, "adapter": str(adapter.absolute()) if adapter else None}
-        _run_in_both({**request, **more, "by_default": by_default}, model, timeout=timeout)
+        _run_in_both({**request, **more, "by_default": by_default}, model, timeout=LOGITS_SECONDS)
         return np.fromfile(out, np.float32).reshape(len(tokens), -1)
 
 

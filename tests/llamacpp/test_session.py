@@ -125,10 +125,13 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         vocab_token_ids(tmp_path / "gone.gguf", ["x"])
 
 
-def test_a_call_that_takes_too_long_is_stopped_and_leaves_no_process(tiny: Path) -> None:
+def test_a_call_that_takes_too_long_is_stopped_and_leaves_no_process(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("quantkit.llamacpp.session.LOGITS_SECONDS", 0.05)
     before = psutil.Process().children()
     with pytest.raises(QuantkitError, match=r"0\.05 seconds"):
-        logits(tiny, TOKENS, timeout=0.05)
+        logits(tiny, TOKENS)
     assert psutil.Process().children() == before
 
 
