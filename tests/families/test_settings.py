@@ -88,15 +88,20 @@ def outcome(config: Config) -> object:
     family = find_family(config)
     try:
         sizes = family.sizes(config)
+        known: dict[tuple[str, int | None], int] = {}
+
+        def dimension(name: str, layer: int | None) -> int:
+            at = name, layer if family.layer_dimensions else None
+            if at not in known:
+                known[at] = family.dimension(sizes, name, layer)
+            return known[at]
+
         keys = [(key.name, key.kind, repr(key.value)) for key in family.keys(family.gguf_arch, sizes)]
         rules = [
             (
                 rule.source,
                 rule.target,
-                [
-                    tuple(family.dimension(sizes, name, layer) for name in rule.shape)
-                    for layer in layers_of(rule, sizes)
-                ],
+                [tuple(dimension(name, layer) for name in rule.shape) for layer in layers_of(rule, sizes)],
                 list(rule.layers(sizes)) if rule.layers else sizes.n_layer,
                 [np.asarray(factor).tobytes() for factor in rule.factors(sizes)] if rule.factors else [],
             )
