@@ -110,56 +110,58 @@ def test_every_family_asked_for_has_a_tokenizer_or_says_that_none_was_found() ->
     assert set(WITHOUT.values()) <= {entry.pre for entry in [*PUBLISHED, *REBUILT]}
 
 
-class TestQwen1:
-    @pytest.fixture(scope="class")
-    def folder(self, tmp_path_factory: pytest.TempPathFactory) -> Path:
-        """Qwen-7B-Chat's tokenizer files, as published: a table of ranks and a class for the rest."""
-        folder = tmp_path_factory.mktemp("qwen1")
-        shutil.copy(fetch_pypi(*QWEN1) / "dashscope" / "resources" / "qwen.tiktoken", folder)
-        auto = {"AutoTokenizer": ["tokenization_qwen.QWenTokenizer", None]}
-        config = {"model_max_length": 8192, "tokenizer_class": "QWenTokenizer", "auto_map": auto}
-        (folder / "tokenizer_config.json").write_text(json.dumps(config))
-        return folder
+@pytest.fixture(scope="module")
+def qwen1(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Qwen-7B-Chat's tokenizer files, as published: a table of ranks and a class for the rest."""
+    folder = tmp_path_factory.mktemp("qwen1")
+    shutil.copy(fetch_pypi(*QWEN1) / "dashscope" / "resources" / "qwen.tiktoken", folder)
+    auto = {"AutoTokenizer": ["tokenization_qwen.QWenTokenizer", None]}
+    config = {"model_max_length": 8192, "tokenizer_class": "QWenTokenizer", "auto_map": auto}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    return folder
 
-    def test_a_table_of_ranks_alone_has_tiktokens_ids(self, folder: Path, chinese: list[str], tmp_path: Path) -> None:
-        table = ranks.read(folder / "qwen.tiktoken")
+
+@pytest.fixture(scope="module")
+def qwen1_vocabulary(qwen1: Path) -> Vocabulary:
+    return load_vocabulary(qwen1, QWEN1_CONFIG, roles=token_roles(QWEN1_CONFIG))
+
+
+class TestQwen1:
+    def test_a_table_of_ranks_alone_has_tiktokens_ids(self, qwen1: Path, chinese: list[str], tmp_path: Path) -> None:
+        table = ranks.read(qwen1 / "qwen.tiktoken")
         oracle = tiktoken.Encoding(
             "qwen", pat_str=ranks.SPLIT, mergeable_ranks=dict(table), special_tokens=ranks.special_ids(table)
         )
         chat = "<|im_start|>user\n今天天气怎么样？<|im_end|>\n<|im_start|>assistant\n<|extra_204|><|endoftext|>"
         texts = [*PROBE, *CORPUS.splitlines(), *chinese[:3], chat]
         truth = [oracle.encode(text, allowed_special="all") for text in texts]
-        assert disagreements(hf_token_ids(folder, texts), truth, texts) == []
-        vocabulary = compare("qwen.tiktoken", ("Qwen 1",), folder, tmp_path, texts, differing=1, **QWEN1_CONFIG)
+        assert disagreements(hf_token_ids(qwen1, texts), truth, texts) == []
+        vocabulary = compare("qwen.tiktoken", ("Qwen 1",), qwen1, tmp_path, texts, differing=1, **QWEN1_CONFIG)
         assert (vocabulary.model, vocabulary.pre) == ("gpt2", "qwen2")
 
-    @pytest.fixture(scope="class")
-    def vocabulary(self, folder: Path) -> Vocabulary:
-        return load_vocabulary(folder, QWEN1_CONFIG, roles=token_roles(QWEN1_CONFIG))
-
     def test_the_special_tokens_follow_the_ranks_and_end_the_text_as_the_converter_has_it(
-        self, folder: Path, vocabulary: Vocabulary
+        self, qwen1: Path, qwen1_vocabulary: Vocabulary
     ) -> None:
-        assert vocabulary.tokens[151643:151646] == [b"<|endoftext|>", b"<|im_start|>", b"<|im_end|>"]
-        assert vocabulary.tokens[151850:151852] == [b"<|extra_204|>", b"[PAD151851]"]
-        assert special(vocabulary) == {"bos": 151643, "eos": 151643, "unknown": 151643}
+        assert qwen1_vocabulary.tokens[151643:151646] == [b"<|endoftext|>", b"<|im_start|>", b"<|im_end|>"]
+        assert qwen1_vocabulary.tokens[151850:151852] == [b"<|extra_204|>", b"[PAD151851]"]
+        assert special(qwen1_vocabulary) == {"bos": 151643, "eos": 151643, "unknown": 151643}
         assert special(
-            load_vocabulary(folder, QWEN1_CONFIG | {"eos_token_id": 151645}, roles=token_roles(QWEN1_CONFIG))
+            load_vocabulary(qwen1, QWEN1_CONFIG | {"eos_token_id": 151645}, roles=token_roles(QWEN1_CONFIG))
         ) == {
             "eos": 151645,
             "unknown": 151643,
         }
 
     def test_a_text_that_is_not_normalized_differs_for_that_reason(
-        self, folder: Path, vocabulary: Vocabulary, tmp_path: Path
+        self, qwen1: Path, qwen1_vocabulary: Vocabulary, tmp_path: Path
     ) -> None:
         texts = ["cafe\u0301"]
-        (difference,) = differences(folder, vocabulary.keys, texts, llama_ids(vocabulary, texts, tmp_path))
+        (difference,) = differences(qwen1, qwen1_vocabulary.keys, texts, llama_ids(qwen1_vocabulary, texts, tmp_path))
         assert "normalizes it first" in str(difference.reason)
 
     @pytest.mark.full
-    def test_the_merges_are_those_that_qwen_2_published_for_the_same_ranks(self, folder: Path) -> None:
-        made = json.loads(ranks.tokenizer_json(folder / "qwen.tiktoken"))["model"]
+    def test_the_merges_are_those_that_qwen_2_published_for_the_same_ranks(self, qwen1: Path) -> None:
+        made = json.loads(ranks.tokenizer_json(qwen1 / "qwen.tiktoken"))["model"]
         published = next(entry for entry in PUBLISHED if entry.name == "npm/qwen1_5").folder() / "tokenizer.json"
         model = json.loads(published.read_text(encoding="utf-8"))["model"]
         merges = [merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"]]
