@@ -74,7 +74,8 @@ quick: lint
 # Fixtures of a module are made once a file with loadfile, once a worker with worksteal. Files keep the order of their
 # names: by number of tests, those with few and long ones would come last, and one worker would wait.
 DIST ?= loadfile
-WORKERS ?= 2
+# Of two cores a third worker uses what the other two leave while they wait for children.
+WORKERS ?= 3
 
 # Tokenizers, weights and programs of others, which the tests compare with: fetched and compiled once.
 INPUTS := .cache/inputs.stamp

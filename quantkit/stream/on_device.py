@@ -28,12 +28,12 @@ def layer_weights(
     halves: the matrices of the linears in `keys` are bfloat16 there, if they are large and all their values are. The
     product of two bfloat16 matrices is summed in float32, so only the inputs are rounded.
     """
-    placed = {name: place(values, to) for name, values in tensors.items()}
-    if to is not None and halves:
-        for linear, _ in keys:
-            for name in (linear, linear + ".weight"):
-                if name in placed and placed[name].ndim > 1 and min(placed[name].shape[-2:]) >= LEAST_SIDE:
-                    placed[name] = _as_bfloat16(placed[name])
+    of_linears = {linear + ending for linear, _ in keys for ending in ("", ".weight")} if halves else set()
+    placed = {}
+    for name, values in tensors.items():  # one after another, so that only one is there in float32 as well
+        tensor = place(values, to)
+        is_large = tensor.ndim > 1 and min(tensor.shape[-2:]) >= LEAST_SIDE
+        placed[name] = _as_bfloat16(tensor) if to is not None and name in of_linears and is_large else tensor
     return LayerWeights(native.whole, native.rows, native.tensors.keys(), native.round_input, placed, keys)
 
 
