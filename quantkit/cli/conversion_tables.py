@@ -50,7 +50,7 @@ def announce(plan: ConversionPlan, out: Out, *, logits: bool | None = None) -> N
 
 
 def _runner(plan: ConversionPlan) -> str:
-    """Who runs the model over the text, where it is not quantkit."""
+    """What runs the model over the text, where it is not quantkit on the CPU."""
     if plan.callback is None:
         of_gpu = plan.calibration.device_memory if plan.calibration is not None else 0
         return f"; on the GPU, about {human_bytes(of_gpu)} of its memory" if of_gpu else ""

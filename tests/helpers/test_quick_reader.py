@@ -37,6 +37,17 @@ def test_fields_parts_and_tensors_are_those_of_the_packages_reader(tmp_path: Pat
         assert contents(path) == ours
 
 
+def require_same_contents(writer: gguf.GGUFWriter, path: Path) -> None:
+    """Write the file, and read it by both readers."""
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    ours = contents(path)
+    with patch.multiple(gguf.GGUFReader, **SLOW):
+        assert contents(path) == ours
+
+
 @pytest.mark.parametrize("kind", [kind for kind in gguf.GGUFValueType if kind.name not in ("STRING", "ARRAY")])
 def test_an_array_of_each_type_is_read_as_by_the_packages_reader(kind: gguf.GGUFValueType, tmp_path: Path) -> None:
     path = tmp_path / "arrays.gguf"
@@ -46,13 +57,7 @@ def test_an_array_of_each_type_is_read_as_by_the_packages_reader(kind: gguf.GGUF
     writer.add_array("texts", ["a", "Ünicode", ""])
     writer.add_key_value("after", values[:3], gguf.GGUFValueType.ARRAY, kind)
     writer.add_tensor("t", np.arange(6, dtype=np.float32).reshape(2, 3))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    ours = contents(path)
-    with patch.multiple(gguf.GGUFReader, **SLOW):
-        assert contents(path) == ours
+    require_same_contents(writer, path)
 
 
 def test_a_file_of_the_other_byte_order_is_read_as_by_the_packages_reader(tmp_path: Path) -> None:
@@ -60,13 +65,7 @@ def test_a_file_of_the_other_byte_order_is_read_as_by_the_packages_reader(tmp_pa
     writer = gguf.GGUFWriter(path, "llama", endianess=gguf.GGUFEndian.BIG)
     writer.add_array("numbers", [1, 2, 70000])
     writer.add_tensor("t", np.arange(6, dtype=np.float32).reshape(2, 3))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    ours = contents(path)
-    with patch.multiple(gguf.GGUFReader, **SLOW):
-        assert contents(path) == ours
+    require_same_contents(writer, path)
 
 
 def test_what_is_written_into_a_tensor_reaches_the_file(tmp_path: Path) -> None:
