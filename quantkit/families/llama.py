@@ -60,13 +60,22 @@ def llama_keys(arch: str, sizes: Hyperparameters) -> list[Key]:
     ]
 
 
+def rope_frequencies(theta: float, width: int) -> NDArray[np.float32]:
+    """The angle per position of each pair of `width` rotated values, float32 (width / 2,), as torch computes it.
+
+    torch's power is the rounded power of float64 in almost all values.
+    """
+    exponent = np.arange(0, width, 2, dtype=np.float32) / np.float32(width)
+    power = np.float64(theta) ** exponent.astype(np.float64)
+    return np.float32(1.0) / power.astype(np.float32)
+
+
 def llama3_rope_factors(sizes: Hyperparameters) -> NDArray[np.float32] | None:
     """Llama 3.1's frequency divisors, float32 (head_dim / 2,), or None without that scaling.
 
     `factor` divides long wavelengths; short ones stay; a blend covers the range between (Llama 3.1 reference code,
     transformers' `_compute_llama3_parameters`). Steps in float32 follow llama.cpp's converter, so the bytes agree.
-    torch divides a number by a tensor as the tensor's reciprocal times the number. Its power is the rounded power of
-    float64 in almost all values.
+    torch divides a number by a tensor as the tensor's reciprocal times the number.
     """
     rope = sizes.rope
     if rope.get("rope_type") != "llama3":
@@ -74,9 +83,7 @@ def llama3_rope_factors(sizes: Hyperparameters) -> NDArray[np.float32] | None:
     factor = rope["factor"]
     low, high = rope.get("low_freq_factor", 1.0), rope.get("high_freq_factor", 4.0)
     original = rope.get("original_max_position_embeddings", 8192)
-    exponent = np.arange(0, sizes.head_dim, 2, dtype=np.float32) / np.float32(sizes.head_dim)
-    power = np.float64(rope.get("rope_theta", 10000.0)) ** exponent.astype(np.float64)
-    frequencies = np.float32(1.0) / power.astype(np.float32)
+    frequencies = rope_frequencies(rope.get("rope_theta", 10000.0), sizes.head_dim)
 
     def over(number: float, value: np.float32) -> np.float32:
         return np.float32(1) / value * np.float32(number)

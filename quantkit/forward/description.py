@@ -36,6 +36,7 @@ class FeedForward:
             what they exceed that quantile by.
         activation: config keys of the activation's name; `default_activation` if config.json lacks them.
         multipliers: factors of the gate before its activation, and of the output (muP).
+        limit: by layer, what the activated gate is at most, and up on both sides; 0 for none.
     """
 
     at: str = "mlp."
@@ -53,6 +54,7 @@ class FeedForward:
     default_activation: str = "silu"
     xielu: str | None = None
     multipliers: Callable[[Config], tuple[float, float]] | None = None
+    limit: Callable[[Config, int], float] = lambda _config, _layer: 0.0
 
     @property
     def down_form(self) -> Form:

@@ -45,6 +45,9 @@ def feed_forward(part: FeedForward, layer: Layer, x: Array, index: int = 0) -> A
             up = act(up)
         else:
             gate = act(gate)
+            if limit := part.limit(config, layer.number):
+                xp = namespace(gate)
+                gate, up = xp.clip(gate, None, limit), xp.clip(up, -limit, limit)
             gate *= up
             up = gate
     out = layer.weights.linear(layer.at + part.at + part.down, up, x.shape[1], part.down_form, index)

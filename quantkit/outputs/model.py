@@ -189,10 +189,15 @@ def _require_size(vocabulary: Vocabulary, rows: int) -> None:
 def _without_draft(mapped: list[MappedTensor], n_layer: int, mtp: Mtp) -> list[MappedTensor]:
     """The tensors that `mtp` leaves in the file.
 
-    A file of the draft layers alone has these layers, the embedding, the last norm and the head.
+    A file of the draft layers alone has these layers, the embedding, the last norm, the head, and Llama 3's divisors of
+    the rotary frequencies.
     """
     if mtp == "only":
-        return [tensor for tensor in mapped if tensor.name in _ENDS or sort_key(tensor.name)[0] >= n_layer]
+        return [
+            tensor
+            for tensor in mapped
+            if tensor.name in (*_ENDS, "rope_freqs.weight") or sort_key(tensor.name)[0] >= n_layer
+        ]
     if mtp == "drop":
         return [tensor for tensor in mapped if sort_key(tensor.name)[0] < n_layer]
     return mapped

@@ -16,7 +16,11 @@ GOLDEN = Path(__file__).with_name("golden") / "class_defaults.json"
 # Settings of generation and of the hub, which say nothing about the model.
 _LEFT_OUT = ("_name_or_path", "id2label", "label2id", "transformers_version")
 NO_CLASS: dict[str, tuple[str, ...]] = {
-    "refused with the defaults of its class": ("DistilBertForSequenceClassification", "Gemma3TextModel"),
+    "refused with the defaults of its class": (
+        "DistilBertForSequenceClassification",
+        "Gemma3TextModel",
+        "Step3p7ForConditionalGeneration",
+    ),
     "two levels deep, which these tests do not look into": (
         "Qwen2_5OmniModel",
         "Qwen3OmniMoeForConditionalGeneration",
@@ -72,6 +76,7 @@ NO_CLASS: dict[str, tuple[str, ...]] = {
         "Rwkv6ForCausalLM",
         "Rwkv7ForCausalLM",
         "SarvamMoEForCausalLM",
+        "Step3p5ForCausalLM",
         "XverseForCausalLM",
         "modeling_sarvam_moe.SarvamMoEForCausalLM",
     ),

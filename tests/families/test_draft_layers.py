@@ -14,8 +14,8 @@ from tests.families.expected import expected, read_gguf, write_checkpoint
 from tests.helpers.command import quantkit
 from tests.helpers.peer import REPOSITORY, newest_converter
 
-NAMES = ("qwen35", "qwen35moe", "qwen3next", "glm4moe")
-ENDS = {"token_embd.weight", "output_norm.weight", "output.weight"}
+NAMES = ("qwen35", "qwen35moe", "qwen3next", "step3.5", "glm4moe")
+ENDS = {"token_embd.weight", "output_norm.weight", "output.weight", "rope_freqs.weight"}
 
 
 def converted(name: str, folder: Path, mtp: str) -> tuple[dict[str, Any], dict[str, list[Any]]]:
@@ -34,18 +34,18 @@ def test_dropped_and_written_alone_are_the_two_parts_of_the_kept_file(name: str,
     files = {mtp: converted(name, tmp_path, mtp) for mtp in ("keep", "drop", "only")}
     tensors = {mtp: tensors for mtp, (_, tensors) in files.items()}
     assert tensors["keep"] == tensors["drop"] | tensors["only"]
-    assert tensors["drop"].keys() & tensors["only"].keys() == ENDS
+    assert tensors["drop"].keys() & tensors["only"].keys() == ENDS & tensors["keep"].keys()
     arch, layers = files["keep"][0]["general.architecture"], {}
     for mtp, (keys, _) in files.items():
         layers[mtp] = keys[f"{arch}.block_count"], keys.get(f"{arch}.nextn_predict_layers", 0)
-    (whole, _), (own, drafts) = layers["keep"], layers["drop"]
-    assert layers == {"keep": (own + 1, 1), "only": (whole, 1), "drop": (own, drafts)}
-    assert drafts == 0
-    assert all(f"blk.{own}." in tensor for tensor in tensors["only"].keys() - ENDS)
+    (whole, drafts), (own, _) = layers["keep"], layers["drop"]
+    assert layers == {"keep": (own + drafts, drafts), "only": (whole, drafts), "drop": (own, 0)}
+    assert drafts == (2 if name == "step3.5" else 1)
+    assert {int(tensor.split(".")[1]) for tensor in tensors["only"].keys() - ENDS} == set(range(own, whole))
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("name", NAMES[:3])
+@pytest.mark.parametrize("name", NAMES[:4])
 def test_both_parts_are_those_of_llama_cpps_converter(name: str, tmp_path: Path) -> None:
     source, peer = write_checkpoint(name, tmp_path / name), newest_converter()
     environment = peer.environment()
@@ -53,10 +53,13 @@ def test_both_parts_are_those_of_llama_cpps_converter(name: str, tmp_path: Path)
     for mtp, setting in (("drop", "no_mtp"), ("only", "mtp_only")):
         theirs = tmp_path / f"{mtp}.gguf"
         code = (
-            "from pathlib import Path; import sys; from conversion.base import ModelBase;"
+            "from pathlib import Path; import json, sys; from conversion.base import ModelBase;"
             f"ModelBase.{setting} = True;"
-            "from tests.families.with_transformers import convert;"
-            "convert(Path(sys.argv[1]), Path(sys.argv[2]), None)"
+            "from tests.families.with_transformers import convert; from tests.families.models import all_cases;"
+            "folder = Path(sys.argv[1]);"
+            "read = lambda: json.loads((folder / 'config.json').read_text());"
+            "raw = {'hparams': read()} if all_cases()[folder.name][1].raw_config else {};"
+            "convert(folder, Path(sys.argv[2]), None, **raw)"
         )
         command = [str(peer.python), "-c", code, str(source), str(theirs)]
         done = subprocess.run(command, env=environment, cwd=REPOSITORY, capture_output=True, text=True, check=False)

@@ -12,6 +12,7 @@ import json
 import math
 import sys
 import tempfile
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -364,7 +365,8 @@ def main() -> None:
         write_tokenizer(here, case.tokenizer)
         if "--convert" in sys.argv and case.converter:
             print(name, file=sys.stderr)
-            settings = {"hparams": config} if case.raw_config else {}
+            # the converter changes what it is given, and cases share parts of a config
+            settings = {"hparams": deepcopy(config)} if case.raw_config else {}
             convert(here, folder / f"{name}.gguf", case.pre if case.vocabulary else None, **settings)
 
 

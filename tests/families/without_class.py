@@ -55,6 +55,8 @@ def of_size_t5(case: str, hidden: int, ffn: int, layers: int, heads: int, **more
     return {**expected(case).config, **own, "relative_attention_num_buckets": 32, "vocab_size": 32128, **more}
 
 
+_STEP_LAYERS = [("full" if layer % 4 == 0 else "sliding") + "_attention" for layer in range(48)]
+
 WITHOUT_CLASS = {
     "Jais 13B": JAIS_13B,
     "Nemotron-NAS": NEMOTRON_NAS,
@@ -159,6 +161,22 @@ WITHOUT_CLASS = {
         num_experts=128,
         num_experts_per_tok=6,
         vocab_size=262144,
+    ),
+    "Step 3.5 Flash": of_size(
+        *("step3.5", 4096, 11264, 45, 64),
+        attention_other_setting={"num_attention_heads": 96, "num_attention_groups": 8, "head_dim": 128},
+        head_dim=128,
+        layer_types=_STEP_LAYERS,
+        moe_intermediate_size=1280,
+        moe_layers_enum=",".join(map(str, range(3, 45))),
+        moe_num_experts=288,
+        moe_top_k=8,
+        num_attention_groups=8,
+        num_nextn_predict_layers=3,
+        partial_rotary_factors=[0.5 if kind == "full_attention" else 1.0 for kind in _STEP_LAYERS],
+        rope_theta=[5000000.0 if kind == "full_attention" else 10000.0 for kind in _STEP_LAYERS],
+        share_expert_dim=1280,
+        vocab_size=128896,
     ),
     "Nemotron-H 8B": of_size(
         *("nemotron-h", 4096, 21504, 52, 32),
