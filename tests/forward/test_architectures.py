@@ -69,6 +69,8 @@ def test_every_architecture_of_the_reference_is_compared() -> None:
             "LlamaBidirectionalModel",
             "MuseGlimmerForConditionalGeneration",
             "Rwkv7ForCausalLM",
+            "Step3p5ForCausalLM",
+            "Step3p7ForConditionalGeneration",
             "YoutuVLForConditionalGeneration",
             "modeling_sarvam_moe.SarvamMoEForCausalLM",
         ),
