@@ -245,11 +245,12 @@ def _latent(part: Attention, layer: Layer, x: Array) -> tuple[Array, Array, Arra
     kv = weights.linear(at + "kv_b_proj", short, heads * (still + value)).reshape(n, heads, -1).swapaxes(0, 1)
 
     xp = namespace(x)
-    cos, sin = _angles(config, turning, x)
-    q_turned = turn(q[..., still:], cos, sin, _pairs(part, config))
-    k_turned = turn(joint[None, :, rank:], cos, sin, _pairs(part, config))
+    k_turned, settings = joint[None, :, rank:], part.rope(config, layer.number)
+    if settings is not None:
+        cos, sin = _angles(settings, turning, x)
+        q = xp.concatenate([q[..., :still], turn(q[..., still:], cos, sin, _pairs(part, config))], axis=-1)
+        k_turned = turn(k_turned, cos, sin, _pairs(part, config))
     k_turned = xp.broadcast_to(k_turned, (heads, n, turning))
-    q = xp.concatenate([q[..., :still], q_turned], axis=-1)
     return q, xp.concatenate([kv[..., :still], k_turned], axis=-1), kv[..., still:], queries
 
 

@@ -32,6 +32,18 @@ def later(n: int, where: Any) -> Array:
     return mask
 
 
+def strictly_lower(n: int, where: Any) -> Array:
+    """(n, n): 1 where column j is before row i, else 0."""
+    lower: Array = place(np.tri(n, n, -1, dtype=np.float32), where)
+    return lower
+
+
+def identity(n: int, where: Any) -> Array:
+    """The identity, (n, n)."""
+    ones: Array = place(np.eye(n, dtype=np.float32), where)
+    return ones
+
+
 class Decays(NamedTuple):
     """Products of the decays of a chunk of n tokens.
 

@@ -9,13 +9,10 @@ Within a chunk the updates are one triangular system (the UT transform of arXiv 
 
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
-
-import numpy as np
 
 from quantkit.forward.arithmetic import activation, sigmoid
-from quantkit.forward.arrays import Array, device, namespace, place
-from quantkit.forward.chunks import Decays, recurrence, softplus
+from quantkit.forward.arrays import Array, device, namespace
+from quantkit.forward.chunks import Decays, identity, recurrence, softplus, strictly_lower
 from quantkit.forward.config_keys import Config
 from quantkit.forward.layer import Layer
 from quantkit.forward.mixers import DeltaNet
@@ -69,7 +66,7 @@ def delta_net(part: DeltaNet, layer: Layer, x: Array) -> Array:
             (mixed[:, 2 * sizes.keys :], sizes.value_width),
         )
     )
-    queries, keys = _unit(queries, part.eps), _unit(keys, part.eps)
+    queries, keys = unit(queries, part.eps), unit(keys, part.eps)
     queries *= sizes.key_width**-0.5
     log_decay = -xp.exp(layer.vector(at + part.decay, x)) * softplus(decay + layer.vector(at + part.time_bias, x))
     out = _recurrent(queries, keys, values, log_decay, sigmoid(beta))
@@ -97,7 +94,8 @@ def _projected(part: DeltaNet, layer: Layer, x: Array, sizes: Sizes) -> tuple[Ar
     return mixed, gate, pairs[..., :shared_by].reshape(n, -1), pairs[..., shared_by:].reshape(n, -1)
 
 
-def _unit(x: Array, eps: float) -> Array:
+def unit(x: Array, eps: float) -> Array:
+    """x with vectors of length one along its last axis; `eps` is added to their sum of squares."""
     xp = namespace(x)
     squares = xp.einsum("...i,...i->...", x, x)
     out: Array = x * (1.0 / xp.sqrt(squares + eps))[..., None]
@@ -114,18 +112,8 @@ def _recurrent(queries: Array, keys: Array, values: Array, log_decay: Array, bet
     def write(rows: slice, k: Array, decays: Decays, state: Array) -> Array:
         v, b = values[rows].swapaxes(0, 1), beta[rows].swapaxes(0, 1)[..., None]
         system = (k * b) @ k.swapaxes(1, 2) * decays.between
-        system = system * _strictly_lower(k.shape[1], where) + _identity(k.shape[1], where)
+        system = system * strictly_lower(k.shape[1], where) + identity(k.shape[1], where)
         written: Array = xp.linalg.solve(system, v * b - (k * b * decays.since) @ state)
         return written
 
     return recurrence(queries, keys, values, log_decay, write)
-
-
-def _strictly_lower(n: int, where: Any) -> Array:
-    lower: Array = place(np.tri(n, n, -1, dtype=np.float32), where)
-    return lower
-
-
-def _identity(n: int, where: Any) -> Array:
-    identity: Array = place(np.eye(n, dtype=np.float32), where)
-    return identity

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from quantkit.forward.config_keys import Config
+from quantkit.forward.kimi_parts import KimiDelta
 from quantkit.forward.mixers import (
     Attention,
     ChannelMix,
@@ -204,8 +205,8 @@ class Architecture:
         token_types: the tensor of token types; its first row is added to every embedding.
         norms_after: the kinds of `after_attention` and `after_feed`, where they differ from `norm`.
         sum_norms: norms of the hidden states after attention and after the feed-forward have been added (BERT).
-        delta_net, mamba, mamba2, short_convolution, one_linear: what some layers have in place of attention (Mamba 2
-            also beside it).
+        delta_net, kimi_delta, mamba, mamba2, short_convolution, one_linear: what some layers have in place of attention
+            (Mamba 2 also beside it).
         time_mix, channel_mix: RWKV's parts, which all layers have in place of attention and feed-forward.
         mixes: whether a layer has attention or what stands in its place.
         feeds: whether a layer has a feed-forward or experts.
@@ -248,6 +249,7 @@ class Architecture:
     residual_scale: Callable[[Config], float] = lambda _: 1.0
     attention: Attention = field(default_factory=Attention)
     delta_net: DeltaNet | None = None
+    kimi_delta: KimiDelta | None = None
     mamba: Mamba | None = None
     mamba2: Mamba2 | None = None
     short_convolution: ShortConvolution | None = None

@@ -15,6 +15,7 @@ from quantkit.forward.config_keys import given, head_dim
 from quantkit.forward.delta_net import delta_net
 from quantkit.forward.description import AltUp, Architecture, Laurel
 from quantkit.forward.feed_forward import feed_forward, mixture, route
+from quantkit.forward.kimi_delta import kimi_delta
 from quantkit.forward.layer import Context, Layer
 from quantkit.forward.layer_inputs import add_layer_input, gated_input
 from quantkit.forward.mamba import mamba
@@ -272,6 +273,9 @@ class DecoderLayer:
         recurrent = self.architecture.delta_net
         if recurrent and recurrent.layers(self.layer.config, self.layer.number):
             return delta_net(recurrent, self.layer, x)
+        by_channel = self.architecture.kimi_delta
+        if by_channel and by_channel.layers(self.layer.config, self.layer.number):
+            return kimi_delta(by_channel, self.layer, x)
         selective = self.architecture.mamba
         if selective and selective.layers(self.layer.config, self.layer.number):
             return mamba(selective, self.layer, x)

@@ -6,6 +6,7 @@ from quantkit.forward import mamba2
 from quantkit.forward.config_keys import given, head_dim
 from quantkit.forward.delta_net import sizes_of
 from quantkit.forward.description import Architecture, Laurel
+from quantkit.forward.kimi_parts import KimiDelta
 from quantkit.forward.layer_parts import NO_PART, LayerNames, Part, rows, rows_of_heads, side_by_side
 from quantkit.forward.linears import Input, Linear, NormFold, RowFold
 from quantkit.forward.mixers import Attention, DeltaNet, Indexer, Mamba, Mamba2, ShortConvolution, TimeMix
@@ -22,6 +23,8 @@ def mixer_linears(architecture: Architecture, layer: LayerNames) -> Part:
         attention = _time_mix(architecture.time_mix, layer)
     elif recurrent and recurrent.layers(config, number):
         attention = _delta_net(recurrent, layer)
+    elif (by_channel := architecture.kimi_delta) and by_channel.layers(config, number):
+        attention = _kimi_delta(by_channel, layer)
     elif (selective := architecture.mamba) and selective.layers(config, number):
         attention = _mamba(selective, layer)
     elif (state_space := architecture.mamba2) and state_space.layers(config, number):
@@ -134,6 +137,27 @@ def _delta_net(part: DeltaNet, layer: LayerNames) -> Part:
     out = Linear(at + part.out, sizes.values, layer.hidden)
     # what enters the last linear was normed and gated, so no row before it is linear in it
     return Part((Input("attention", readers), Input("attention.out", (out,))), (), ("attention",))
+
+
+def _kimi_delta(part: KimiDelta, layer: LayerNames) -> Part:
+    at, hidden = layer.at + part.at, layer.hidden
+    heads, width = part.heads(layer.config), part.width(layer.config)
+    inner = heads * width
+    # what decays and gates is small, and so are its linears
+    first = Linear(at + part.forget[0], hidden, width, kept=True)
+    beta = Linear(at + part.beta, hidden, heads, kept=True)
+    short_gate = len(part.gate) > 1
+    gate = Linear(at + part.gate[0], hidden, width if short_gate else inner, kept=short_gate)
+    readers = (*(Linear(at + name, hidden, inner) for name in part.separate), first, beta, gate)
+    inputs = [
+        Input("attention", readers),
+        Input("attention.decay", (Linear(at + part.forget[1], width, inner, kept=True),)),
+    ]
+    if short_gate:
+        inputs.append(Input("attention.gate", (Linear(at + part.gate[1], width, inner, kept=True),)))
+    inputs.append(Input("attention.out", (Linear(at + part.out, inner, hidden),)))
+    # what enters the last linear was normed and gated, so no row before it is linear in it
+    return Part(tuple(inputs), (), ("attention",))
 
 
 def _mamba(part: Mamba, layer: LayerNames) -> Part:

@@ -37,6 +37,7 @@ _F32_NAMES = (
     "position_embd.weight",
     "token_types.weight",
     "ssm_conv1d.weight",
+    *(f"ssm_conv1d_{part}.weight" for part in "qkv"),
     "shortconv.conv.weight",
     *(f"time_mix_{part}.weight" for part in ("first", "w1", "w2", "decay_w1", "decay_w2", "lerp_fused")),
 )

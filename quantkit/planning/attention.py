@@ -95,6 +95,10 @@ def _has_rope(d: Drawing) -> bool:
     return d.shape.traits.has_rope(d.shape.n_layer) and (pattern is None or d.layer is None or bool(pattern[d.layer]))
 
 
+def _as_it_is(x: Tensor) -> Tensor:
+    return x
+
+
 def _to_shared_cache(d: Drawing, x: Tensor, layer: Layer) -> Tensor:
     """Attention of a layer to the keys and values of an earlier one."""
     q = view(d.linear(layer, "attn_q", x), (layer.head_k, layer.n_head, d.n))
@@ -119,10 +123,11 @@ def mla(d: Drawing, x: Tensor, layer: Layer) -> Tensor:
     q = view(q, (head, n_head, n))
     whole = d.linear(layer, "attn_kv_a_mqa", x)
     width = (rank + rope) * F32
-    k_rope = d.rope(view(whole, (rope, 1, n), (width, width)))
+    turned = d.rope if _has_rope(d) else _as_it_is
+    k_rope = turned(view(whole, (rope, 1, n), (width, width)))
     squeezed = d.norm(view(whole, (rank, n), (width,)), "attn_kv_a_norm", layer.tensors)
     if shape.is_mla:
-        q_rope = d.rope(view(q, (rope, n_head, n), (head * F32, head * n_head * F32)))
+        q_rope = turned(view(q, (rope, n_head, n), (head * F32, head * n_head * F32)))
         q_rest = view(q, (head - rope, n_head, n), (head * F32, head * n_head * F32))
         absorbed = matmul(d.named("attn_k_b.weight"), rank, permuted(q_rest))
         q = fresh((rank + rope, n_head, n), permuted(absorbed), q_rope)
@@ -135,7 +140,7 @@ def mla(d: Drawing, x: Tensor, layer: Layer) -> Tensor:
         value = per_head - (head - rope)
         k_nope = view(kv, (head - rope, n_head, n), (per_head * F32, per_head * n_head * F32))
         v = fresh((value, n_head, n), view(kv, (value, n_head, n), (per_head * F32, per_head * n_head * F32)))
-        q = d.rope(q)
+        q = turned(q)
         k = fresh((head, n_head, n), k_nope, fresh((rope, n_head, n), k_rope))
         out = _attend(d, layer, _Heads(q, k, v))
     return d.linear(layer, "attn_output", out)

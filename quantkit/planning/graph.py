@@ -15,6 +15,7 @@ from quantkit.planning.drawing import Drawing
 from quantkit.planning.encoder import encoder_graph
 from quantkit.planning.encoder_decoder import decoder_layers
 from quantkit.planning.feed_forward import experts_beside_dense, feed_forward
+from quantkit.planning.kimi_delta import kimi_delta
 from quantkit.planning.layer_inputs import layer_inputs, with_layer_input
 from quantkit.planning.recurrent import mamba, mamba2
 from quantkit.planning.shape import Layer, ModelShape
@@ -177,6 +178,8 @@ def _recurrent(layer: Layer, traits: Traits) -> Draw:
     """What a layer with a state computes."""
     if layer.has_short_convolution:
         return short_convolution
+    if layer.has_kimi_delta:
+        return kimi_delta
     return mamba if traits.mamba else mamba2 if traits.mamba2 else delta_net
 
 

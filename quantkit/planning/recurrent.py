@@ -6,7 +6,10 @@ from quantkit.planning.tensors import F32, Tensor, cache_of, fresh, matmul, same
 
 
 def state_elements(shape: ModelShape) -> tuple[int, int]:
-    """Float32 elements of a layer's states: the last inputs of its convolution, and its heads' matrices."""
+    """Float32 elements of a layer's states: the last inputs of its convolutions, and its heads' matrices."""
+    if width := int(shape.number("kda.head_dim")):
+        inner = width * shape.layers[0].n_head
+        return 3 * (int(shape.number("ssm.conv_kernel")) - 1) * inner, width * inner
     state, inner = (int(shape.number(f"ssm.{key}")) for key in ("state_size", "inner_size"))
     channels = inner + 2 * state * int(shape.number("ssm.group_count"))
     return (int(shape.number("ssm.conv_kernel")) - 1) * channels, state * inner

@@ -51,14 +51,14 @@ class Layer:
     @cached_property
     def is_recurrent(self) -> bool:
         """Whether the layer has a state in place of a cache."""
-        return self.has("ssm_conv1d.weight") or self.has_short_convolution or self.has_time_mix
+        return any((self.has("ssm_conv1d.weight"), self.has_kimi_delta, self.has_short_convolution, self.has_time_mix))
 
     @cached_property
     def has_attention(self) -> bool:
         """Whether the layer has a key-value cache; it may also have a state."""
         if self.is_recurrent:
-            # Gated DeltaNet names its own product attn_qkv
-            return self.has("attn_k.weight")
+            # Gated DeltaNet names its own product attn_qkv, and Kimi Delta Attention has an attn_k without a cache
+            return self.has("attn_k.weight") and not self.has_kimi_delta
         return any(name.startswith(("attn_q", "attn_k")) for name in self.tensors)
 
     @cached_property
@@ -76,6 +76,11 @@ class Layer:
     def has_time_mix(self) -> bool:
         """Whether the layer is RWKV's."""
         return self.has("time_mix_lerp_fused.weight")
+
+    @cached_property
+    def has_kimi_delta(self) -> bool:
+        """Whether the layer has Kimi Delta Attention in place of attention."""
+        return self.has("ssm_conv1d_q.weight")
 
     @cached_property
     def has_short_convolution(self) -> bool:
@@ -165,7 +170,7 @@ def model_shape(keys: Mapping[str, Any], tensors: Iterable[tuple[str, tuple[int,
         _STATE.search(name) for name, _ in tensors
     )
     if not traits.plannable or (
-        recurrent and not (traits.delta_net or traits.mamba or traits.mamba2 or traits.time_mix)
+        recurrent and not (traits.delta_net or traits.kimi_delta or traits.mamba or traits.mamba2 or traits.time_mix)
     ):
         raise UnsupportedError(f"{where} is of architecture {arch}, whose memory quantkit cannot plan yet")
     arch_keys = {key.removeprefix(f"{arch}."): value for key, value in keys.items() if key.startswith(f"{arch}.")}

@@ -48,7 +48,7 @@ STACKED_ONLY = {name for name in all_cases() if name.startswith(("gpt-oss", "gra
 STACKED_ONLY |= {"granitehybrid", "granitehybrid-experts-without-mamba"}
 UNPACKED = {"falcon-mamba", "jamba", "mamba", "mamba-silent-rank", "mamba2", "mamba2-tied", "nemotron-h-moe"}
 UNPACKED |= {"jais", "jais-13b", "laguna", "laguna-plain", "muse-glimmer", "muse-glimmer-plain", "phimoe"}
-UNPACKED |= {"step3.5", "step3.5-plain", "step3.7"}
+UNPACKED |= {"kimi-linear", "step3.5", "step3.5-plain", "step3.7"}
 ENCODERS = {name for name, (_, case) in all_cases().items() if case.encoder}
 WRITTEN = sorted(forward_cases().keys() - NO_NATIVE - STACKED_ONLY - UNPACKED - ENCODERS)
 # One or two a group in the default suite: what differs in folds, linears, experts or names.
@@ -147,7 +147,7 @@ def test_folders_of_every_architecture_give_the_sources_logits(name: str, made: 
     assert {path.name for path in place.iterdir()} == {name, "M-AWQ", "M-GPTQ"}
 
 
-@pytest.mark.parametrize("name", ["mamba2", "jamba", "nemotron-h-moe", "jais", "laguna", "phimoe"])
+@pytest.mark.parametrize("name", ["mamba2", "jamba", "nemotron-h-moe", "jais", "kimi-linear", "laguna", "phimoe"])
 def test_a_model_that_no_loader_runs_is_refused(name: str, tmp_path: Path) -> None:
     done = quantkit("gptq", write_checkpoint(name, tmp_path / name), "-o", tmp_path / "out")
     assert done.code == 1

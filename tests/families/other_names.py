@@ -43,6 +43,7 @@ OTHER_NAMES: Mapping[str, Other] = {
         "gemma3n", {"model.": "model.language_model."}, {"model_type": "gemma3n"}, nested=True
     ),
     "JinaBertForMaskedLM": Other("jina-bert"),
+    "KimiLinearModel": Other("kimi-linear"),
     "LFM2ForCausalLM": Other("lfm2"),
     "LLaMAForCausalLM": Other("llama"),
     "MT5ForConditionalGeneration": Other("flan-t5", config={"model_type": "mt5"}),

@@ -50,6 +50,7 @@ def assert_transformers_own(actual: np.ndarray, name: str) -> None:
 def test_every_architecture_of_the_reference_is_compared() -> None:
     compared = {expected(name).native["config"]["architectures"][0] for name in NATIVE}
     spellings = {
+        "KimiLinearModel",
         "LLaMAForCausalLM",
         "StableLMEpochForCausalLM",
         "LFM2ForCausalLM",

@@ -32,6 +32,7 @@ class Traits:
         output_last: rows without an output are dropped after the last layer, not within it.
         output_after_norm: they are dropped after the last norm.
         delta_net: layers with a convolution have Gated DeltaNet in place of attention.
+        kimi_delta: layers with three convolutions have Kimi Delta Attention in place of attention.
         mamba: layers with a convolution have Mamba in place of attention.
         mamba2: layers with a convolution have Mamba 2 in place of attention.
         relative_positions: attention has tables of biases by distance.
@@ -71,6 +72,7 @@ class Traits:
     output_last: bool = False
     output_after_norm: bool = False
     delta_net: bool = False
+    kimi_delta: bool = False
     mamba: bool = False
     mamba2: bool = False
     relative_positions: bool = False
