@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 from quantkit.cli.conversion_tables import bits_text
-from quantkit.cli.output import Out, human_bytes
+from quantkit.cli.output import Out, human_bytes, printable
 from quantkit.conversion.gguf_layers import without_feedback
 from quantkit.conversion.run import Result
 from quantkit.errors import VerificationError
@@ -19,6 +19,7 @@ def show_result(result: Result, out: Out) -> None:
     """Print the table of the outputs, the files, and what the conversion took."""
     plan = result.plan
     _warn_experts(result, out)
+    _warn_compiler(result, out)
     compared = "embeddings" if _gives_embeddings(result) else "logits"
     headers = [("type", "left"), *((name, "right") for name in ("size", "bits/weight", "error", compared, "cpu"))]
     out.table([*headers, ("checks", "left")], [_row(result, item) for item in result.outputs])
@@ -64,7 +65,7 @@ def _show_feedback(gguf: GgufPlan, rounded: Mapping[str, Sequence[str]], out: Ou
         reasons: dict[str, list[str]] = {}
         for name, reason in plain.items():
             reasons.setdefault(reason, []).append(name)
-        count = sum(choice.type in FORMATS for choice in output.choices) - len(plain)
+        count = sum(choice.type in FORMATS and choice.name not in plain for choice in output.choices)
         words = [f"{names[0]}{f' and {len(names) - 1} more' if names[1:] else ''}: {r}" for r, names in reasons.items()]
         out.say(
             f"{output.type.name}: {count} tensors rounded with error feedback"
@@ -134,6 +135,14 @@ def _checks_text(checks: Sequence[Check]) -> str:
     passed = sum(check.status == "passed" for check in checks)
     skipped = [check.name for check in checks if check.status == "skipped"]
     return f"{passed} passed" + (f", no {' or '.join(skipped)}" if skipped else "")
+
+
+def _warn_compiler(result: Result, out: Out) -> None:
+    if result.not_compiled is not None:
+        out.warn(
+            "torch could not compile the rounding, which took several times as long"
+            f" ({printable(result.not_compiled[:200])}); install a C compiler, Python's headers and triton"
+        )
 
 
 def _warn_experts(result: Result, out: Out) -> None:

@@ -62,7 +62,7 @@ def explain() -> Iterator[None]:
 def _sentence(error: BaseException) -> str:
     if isinstance(error, RuntimeError) and "can't start new thread" in str(error):
         return "no further thread can be started; use fewer --threads, or raise the limits with ulimit -v or ulimit -u"
-    if type(error).__name__ == "OutOfMemoryError" and type(error).__module__.partition(".")[0] == "torch":
+    if isinstance(error, RuntimeError) and _fills_device(error):
         return "the GPU's memory is full; end other programs on it, or add --device cpu"
     message = _first(MESSAGES, error, None)
     if message is None:
@@ -71,6 +71,12 @@ def _sentence(error: BaseException) -> str:
             " that --debug prints"
         )
     return printable(" ".join(message(error).split()).removesuffix("."))
+
+
+def _fills_device(error: RuntimeError) -> bool:
+    from quantkit.forward.devices import is_full
+
+    return is_full(error)
 
 
 def _first(table: dict[type[BaseException], Any], error: BaseException, default: Any) -> Any:

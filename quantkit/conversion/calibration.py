@@ -21,7 +21,7 @@ from quantkit.conversion.neurons import load_orders, save_orders
 from quantkit.conversion.packed_layers import LayerSums, quantizer_of
 from quantkit.errors import OutputError, PassingError
 from quantkit.files import partial_path
-from quantkit.forward.devices import memory_errors
+from quantkit.forward.devices import is_full
 from quantkit.forward.linears import LayerLinears
 from quantkit.imatrix.names import LinearKey, Squares
 from quantkit.journal import Journal
@@ -80,7 +80,8 @@ def calibrate(
         workers = stack.enter_context(Workers(plan.threads))
         quantizers = _quantizers(plan, calibration, journal, workers, stack)
         rounder = _rounder(plan, calibration, journal, workers, stack)
-        options = StreamOptions(calibration.gram, calibration.propagate, calibration.device)
+        device, hold = calibration.device, calibration.hold_states
+        options = StreamOptions(calibration.gram, calibration.propagate, device, hold_states=hold)
         stream = Stream(native, calibration.samples.tokens, plan.work, threads=plan.threads, options=options)
         stack.enter_context(stream)
         progress.start("calibrating", count)
@@ -121,7 +122,9 @@ def _full_device_explained(number: int) -> Iterator[None]:
     """Raise PassingError where the device's memory is full in a layer; the layers before it are kept."""
     try:
         yield
-    except memory_errors() as error:
+    except RuntimeError as error:
+        if not is_full(error):
+            raise
         raise PassingError(
             f"the GPU's memory is full in layer {number + 1} (--device cuda); end other programs on it and run the same"
             " command again, or add --device cpu: finished layers are kept"
@@ -163,7 +166,10 @@ def survey(plan: ConversionPlan, calibration: CalibrationPlan, progress: Progres
     folder = plan.work / "survey"
     squares: dict[LinearKey, tuple[NDArray[np.float64], int]] = {}
     folder.mkdir(exist_ok=True)
-    tokens, options = calibration.samples.tokens, StreamOptions(gram=False, device=calibration.device)
+    tokens, options = (
+        calibration.samples.tokens,
+        StreamOptions(gram=False, device=calibration.device, hold_states=calibration.hold_states),
+    )
     with (
         threadpool_limits(1, "blas"),
         Stream(calibration.native, tokens, folder, threads=plan.threads, options=options) as stream,

@@ -1,6 +1,7 @@
 """GGUF tensors of one layer at a time, rounded with error feedback while the calibration holds their Gram matrix.
 
-The bytes go to their place in the partial files. The pass over the model then leaves these tensors out.
+The bytes go to their place in the partial files. The pass over the model then leaves these tensors out. Where the Gram
+matrices are on a device of torch, the matrices are rounded there.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -16,17 +17,18 @@ from numpy.typing import NDArray
 from quantkit.conversion.gguf_pass import Target, check_finite, open_targets, quantize_chunk, write_at
 from quantkit.conversion.neurons import REORDERED, neurons_of
 from quantkit.errors import CalibrationError
+from quantkit.forward.arrays import device, place, square
 from quantkit.forward.linears import LayerLinears
 from quantkit.gguf.blocks import FORMATS
 from quantkit.imatrix.names import LinearKey
 from quantkit.outputs.gguf_files import GgufOutput, GgufPlan
 from quantkit.outputs.model import FLOAT_TYPES, ModelTensor, widen
-from quantkit.quant.feedback import Curvature, curvature, quantize_with_feedback
+from quantkit.quant.feedback import Curvature, curvature, quantize_with_feedback, rows_at_once
 from quantkit.quant.fold import matrix as linear_matrix
 from quantkit.quant.held_out import GGUF_RULE, HeldOut, choose_trust, step_sizes
 from quantkit.quant.neurons import Moved, matrix_key, neuron_order
 from quantkit.stream.statistics import Statistics
-from quantkit.workers import Workers
+from quantkit.workers import SERIAL, Workers
 
 Array = NDArray[np.float32]
 # Rows that one thread rounds at once. The bytes depend on it in the last bit of a sum, so it is not an option.
@@ -62,7 +64,7 @@ class FeedbackRounder:
     matrices were rounded without feedback. `moved`: its matrices whose neurons have another order.
     """
 
-    on_device = False
+    on_device = True
 
     def __init__(
         self,
@@ -182,9 +184,10 @@ class FeedbackRounder:
         """H, prepared; or why it cannot be used."""
         gram, held_out = statistics.gram, statistics.held_out
         assert gram is not None and held_out is not None
+        workers = self.workers if device(gram) is None else SERIAL
         if matrix.columns is not None:
-            order = np.ix_(matrix.columns, matrix.columns)
-            gram, held_out = gram[order], held_out[order]
+            order = place(matrix.columns, device(gram))
+            gram, held_out = square(gram, order), square(held_out, order)
         if move is not None:
             gram, held_out = move.moved.order.gram(gram), move.moved.order.gram(held_out)
         count, name = statistics.gram_tokens, f"the input of {matrix.tensor.name}"
@@ -192,15 +195,15 @@ class FeedbackRounder:
             rows = self._middle_rows(matrix)
             steps = step_sizes(rows if move is None else move.moved.order.columns(rows), _GROUP)
             held = HeldOut(held_out, statistics.held_out_tokens)
-            trust = choose_trust(gram, count, held, steps, self.workers, rule=GGUF_RULE)
-            return curvature(gram, count, damp=trust.damp, shrink=trust.shrink, name=name, workers=self.workers)
+            trust = choose_trust(gram, count, held, steps, workers, rule=GGUF_RULE)
+            return curvature(gram, count, damp=trust.damp, shrink=trust.shrink, name=name, workers=workers)
         except CalibrationError as error:
             return str(error)
 
     def _middle_rows(self, matrix: _Matrix) -> Array:
         """Some rows of a matrix, float32 (n, n_in)."""
         tensor = matrix.tensor
-        step = tensor.row_step * max(1, _SAMPLED_ROWS // tensor.row_step)
+        step = self._step(tensor, _SAMPLED_ROWS)
         middle = max(0, (tensor.matrix_rows - step) // 2) // tensor.row_step * tensor.row_step
         first = matrix.number * tensor.matrix_rows
         stop = first + min(middle + step, tensor.matrix_rows)
@@ -214,33 +217,73 @@ class FeedbackRounder:
         targets: Sequence[Target],
         move: _Move | None,
     ) -> None:
-        tensor, plan = matrix.tensor, self.plan
-        first, step = matrix.number * tensor.matrix_rows, tensor.row_step * max(1, _ROWS // tensor.row_step)
-        starts = range(first, first + tensor.matrix_rows, step)
+        tensor, sweeps = matrix.tensor, self.plan.request.sweeps
+        starts = range(0, tensor.matrix_rows, self._step(tensor, _ROWS))
         reasons = self.rounded.setdefault(tensor.name, [])
         if isinstance(prepared, str):
             reasons.append(prepared)
+        elif device(prepared.hessian) is not None:
+            targets = self._round_on_device(matrix, prepared, targets, move)
 
         def one(start: int) -> None:
-            stop = min(start + step, first + tensor.matrix_rows)
-            if move is None:
-                rows = plan.model.read_rows(tensor.name, start, stop)
-                floats = widen(rows, tensor)
-                check_finite(floats, tensor, start)
-            else:
-                floats = move.moved.rows(move.weight, start - first, stop - first)
-                rows = floats.astype(_DTYPES[tensor.type])
+            rows, floats = self._rows(matrix, start, starts.step, move)
             quantized: dict[GGMLQuantizationType, NDArray[np.uint8]] = {}
             for target in targets:
                 kind = target.slot.type
                 if kind not in quantized:
-                    if kind in FORMATS and kind != tensor.type and not isinstance(prepared, str):
-                        quantized[kind] = quantize_with_feedback(kind, floats, prepared, sweeps=plan.request.sweeps)
+                    if _feeds_back(kind, tensor) and not isinstance(prepared, str):
+                        quantized[kind] = quantize_with_feedback(kind, floats, prepared, sweeps=sweeps)
                     else:
                         quantized[kind] = quantize_chunk(kind, rows, floats, tensor, importance, target.label)
-                write_at(target, quantized[kind], start)
+                write_at(target, quantized[kind], matrix.number * tensor.matrix_rows + start)
 
-        self.workers.map(one, list(starts))
+        if targets:
+            self.workers.map(one, list(starts))
+
+    def _round_on_device(
+        self, matrix: _Matrix, prepared: Curvature, targets: Sequence[Target], move: _Move | None
+    ) -> list[Target]:
+        """Round and write on the device of torch that has `prepared`; the targets whose type has no levels are left."""
+        tensor = matrix.tensor
+        own = [target for target in targets if _feeds_back(target.slot.type, tensor)]
+        read = self._step(tensor, _ROWS)
+        size = read * max(1, rows_at_once(tensor.n_columns) // read)
+        for start in range(0, tensor.matrix_rows if own else 0, size):
+            starts = range(start, min(start + size, tensor.matrix_rows), read)
+            pieces = self.workers.map(lambda at: self._rows(matrix, at, read, move)[1], list(starts))
+            weight = place(np.concatenate(pieces), device(prepared.hessian))
+            del pieces
+            for kind in dict.fromkeys(target.slot.type for target in own):
+                rounded = quantize_with_feedback(
+                    kind, weight, prepared, sweeps=self.plan.request.sweeps, workers=self.workers
+                )
+                for target in own:
+                    if target.slot.type == kind:
+                        write_at(target, rounded, matrix.number * tensor.matrix_rows + start)
+        return [target for target in targets if target not in own]
+
+    @staticmethod
+    def _step(tensor: ModelTensor, rows: int) -> int:
+        """About `rows` rows that can be read at once."""
+        return tensor.row_step * max(1, rows // tensor.row_step)
+
+    def _rows(self, matrix: _Matrix, start: int, count: int, move: _Move | None) -> tuple[NDArray[np.generic], Array]:
+        """At most `count` rows of a matrix as they are stored, and in float32. Raises CheckpointError."""
+        tensor = matrix.tensor
+        stop = min(start + count, tensor.matrix_rows)
+        if move is not None:
+            floats = move.moved.rows(move.weight, start, stop)
+            return floats.astype(_DTYPES[tensor.type]), floats
+        first = matrix.number * tensor.matrix_rows
+        rows = self.plan.model.read_rows(tensor.name, first + start, first + stop)
+        floats = widen(rows, tensor)
+        check_finite(floats, tensor, first + start)
+        return rows, floats
+
+
+def _feeds_back(kind: GGMLQuantizationType, tensor: ModelTensor) -> bool:
+    """Whether `tensor` is rounded to `kind` with error feedback."""
+    return kind in FORMATS and kind != tensor.type
 
 
 def without_feedback(output: GgufOutput, rounded: Mapping[str, Sequence[str]]) -> dict[str, str]:

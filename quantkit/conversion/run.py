@@ -22,6 +22,7 @@ from quantkit.journal import Journal
 from quantkit.machine import peak_memory
 from quantkit.outputs.plan import ConversionPlan, final_paths
 from quantkit.progress import SILENT, Progress
+from quantkit.quant.column_runs import failure
 from quantkit.quant.neurons import Moved
 from quantkit.verify import Verified
 
@@ -34,7 +35,7 @@ class Result:
     the experts that received few tokens. `resumed_layers` and `resumed_tensors`: steps that an earlier run finished.
     `choice`: the types of a file of a given size. `traffic`: what was received of a streamed source. `rounded`,
     `moved`: see `Calibration`. Outputs that failed a check are named `NAME.failed`. `projectors`: those of llama.cpp's
-    converter.
+    converter. `not_compiled`: see `column_runs.failure`.
     """
 
     plan: ConversionPlan
@@ -52,6 +53,7 @@ class Result:
     moved: Mapping[str, Moved] = field(default_factory=dict)
     projectors: tuple[Projector, ...] = ()
     gpu_peak_memory: int | None = None
+    not_compiled: str | None = None
 
     @property
     def failed(self) -> tuple[Verified, ...]:
@@ -123,6 +125,7 @@ def run(
         moved=calibration.moved if calibration else {},
         projectors=projectors,
         gpu_peak_memory=device_peak(plan.calibration.device) if plan.calibration is not None else None,
+        not_compiled=failure(),
     )
 
 

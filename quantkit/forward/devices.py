@@ -2,9 +2,12 @@
 
 import ctypes
 import sys
+import warnings
 from typing import Any
 
 from quantkit.errors import UsageError
+
+_LIBRARIES = ("cuda", "cublas", "cusolver", "cusparse")
 
 
 def find_device(name: str) -> Any:
@@ -23,15 +26,29 @@ def find_device(name: str) -> Any:
         raise UsageError(
             "--device cuda needs torch, which is not installed; run: pip install 'quantkit[torch]', or use --device cpu"
         ) from error
-    if not torch.cuda.is_available():
-        if name == "auto":
-            return None
-        raise UsageError(
-            f"--device cuda: torch {torch.__version__} finds no CUDA device; use --device cpu, or install a torch"
-            " that is built for this machine's driver"
-        )
-    torch.backends.cuda.matmul.allow_tf32 = False
-    return torch.device("cuda", torch.cuda.current_device())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch warns of an old driver before it says that there is no device
+        reason = None if torch.cuda.is_available() else "finds no CUDA device"
+        reason = reason or _failure(torch)
+    if reason is None:
+        torch.set_float32_matmul_precision("highest")
+        torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
+        return torch.device("cuda", torch.cuda.current_device())
+    if name == "auto":
+        return None
+    raise UsageError(
+        f"--device cuda: torch {torch.__version__} {reason}; use --device cpu, or install a torch that is built for"
+        " this machine's GPU and driver"
+    )
+
+
+def _failure(torch: Any) -> str | None:
+    """Why torch cannot compute on a device that it finds: it has no code for this GPU, or another program holds it."""
+    try:
+        torch.ones(1, device="cuda").add(1).item()
+    except RuntimeError as error:
+        return f"cannot compute on the GPU ({' '.join(str(error).splitlines()[0].split()).rstrip('.')})"
+    return None
 
 
 def free_memory(device: Any) -> int | None:
@@ -54,10 +71,20 @@ def peak_memory(device: Any) -> int | None:
     return peak
 
 
-def memory_errors() -> tuple[type[BaseException], ...]:
-    """The exceptions of torch for a device whose memory is full; none before torch is imported."""
-    torch = sys.modules.get("torch")
-    return () if torch is None else (torch.cuda.OutOfMemoryError,)
+def is_full(error: BaseException) -> bool:
+    """Whether an exception of torch says that a device's memory is full; that of a library of CUDA says so in words."""
+    if not isinstance(error, RuntimeError):
+        return False
+    if type(error).__name__ == "OutOfMemoryError" and type(error).__module__.partition(".")[0] == "torch":
+        return True
+    text = str(error).lower()
+    return any(name in text for name in _LIBRARIES) and ("out of memory" in text or "alloc_failed" in text)
+
+
+def release_freed_memory(device: Any) -> None:
+    """Return memory that torch keeps for later tensors to a CUDA device: tensors of the next phase have other sizes."""
+    if device is not None and device.type == "cuda":
+        sys.modules["torch"].cuda.empty_cache()
 
 
 def _has_driver() -> bool:

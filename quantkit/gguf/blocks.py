@@ -22,15 +22,22 @@ IQ4_POINTS = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 8
 class Blocks:
     """The values of a matrix in one type.
 
-    `points`: float32 (n_rows, n_cols). `d`: float32 with float16 values (n_rows, n_blocks); `dmin`: the same, or None
-    for a type without minima. `scales` and `minima`: int16 (n_rows, n_groups); all ones where the type stores none.
+    `points`: float32 or int8 (n_rows, n_cols). `d`: float32 with float16 values (n_rows, n_blocks); `dmin`: the same,
+    or None for a type without minima. `scales` and `minima`: int16 (n_rows, n_groups); all ones where the type stores
+    none.
     """
 
-    points: NDArray[np.float32]
+    points: NDArray[np.float32] | NDArray[np.int8]
     d: NDArray[np.float32]
     dmin: NDArray[np.float32] | None
     scales: NDArray[np.int16]
     minima: NDArray[np.int16] | None
+
+    def rows(self, rows: slice) -> "Blocks":
+        """Some rows of the matrix."""
+        dmin = None if self.dmin is None else self.dmin[rows]
+        minima = None if self.minima is None else self.minima[rows]
+        return Blocks(self.points[rows], self.d[rows], dmin, self.scales[rows], minima)
 
 
 @dataclass(frozen=True)
@@ -57,6 +64,11 @@ class BlockFormat:
     def block(self) -> int:
         """Columns of a block."""
         return self.group * self.groups
+
+    @property
+    def scale_limits(self) -> tuple[int, int, int]:
+        """The least and the greatest integer scale of a group, and its greatest integer minimum."""
+        return self.least_scale, self.greatest_scale, self.greatest_minimum
 
     @property
     def has_group_scales(self) -> bool:

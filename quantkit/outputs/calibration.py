@@ -21,6 +21,7 @@ from quantkit.machine import resident_memory
 from quantkit.outputs.memory import vocabulary_memory
 from quantkit.outputs.packed_folders import all_layers
 from quantkit.quant.gptq import ROUNDED_ROWS
+from quantkit.stream.on_device import held_states
 from quantkit.stream.sensitivity import LOGITS_AT_ONCE
 from quantkit.stream.shared import bytes_per_token
 from quantkit.stream.statistics import WIDE_BLOCK, samples_at_once
@@ -62,7 +63,7 @@ class CalibrationRequest:
 class CalibrationPlan:
     """A calibration that can be run. `gram`: Gram matrices are summed too. `memory` and `disk` (states) in bytes.
 
-    `device_memory`: bytes of a GPU's memory, estimated; 0 on the CPU.
+    `device_memory`: bytes of a GPU's memory, estimated; 0 on the CPU. `hold_states`: they stay in memory.
     """
 
     native: Native
@@ -73,6 +74,7 @@ class CalibrationPlan:
     device: Any
     memory: int
     device_memory: int = 0
+    hold_states: bool = False
 
     @property
     def disk(self) -> int:
@@ -156,7 +158,10 @@ def plan_calibration(
     if device is None:
         return CalibrationPlan(native, samples, layers, gram_copies > 0, request.propagate, None, memory)
     memory += 4 * max(map(_dense_weights, layers), default=0)  # the next layer, read while this one is computed
-    return CalibrationPlan(native, samples, layers, gram_copies > 0, request.propagate, device, memory, on_device)
+    room = None if max_ram is None else max(0, max_ram - memory)
+    held = held_states(n_samples, seq_len, native.decoder.width, room)
+    of_layers = native, samples, layers, gram_copies > 0, request.propagate
+    return CalibrationPlan(*of_layers, device, memory + held, on_device, held > 0)
 
 
 def _device_with_room(name: str, needed: int) -> Any:

@@ -1,21 +1,36 @@
 """Scales of GGUF blocks by weighted search: more candidates than ggml tries, and both signs.
 
 Arrays have columns first, so that a row of a matrix is one vector lane: x is float32 (n_groups, group, n_rows). Sums
-over columns are in order, so that `block_kernels.c` has the same bytes.
+of numpy over columns are in order, so that `block_kernels.c` has the same bytes. Arrays may be tensors of torch.
 """
 
 import functools
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from quantkit.forward.arrays import (
+    bounded,
+    copied,
+    device,
+    divided,
+    namespace,
+    place,
+    put_where,
+    repeated,
+    taken,
+    through_float16,
+    where,
+)
 from quantkit.gguf.blocks import BlockFormat
 from quantkit.quant.grid import Array
 
 # Part of the range that the largest value of a group may use, as a factor on the scale that just covers it.
 _FACTORS = np.linspace(0.62, 1.12, 18).astype(np.float32)
 _MIN_FACTORS = np.linspace(0.60, 1.05, 14)
-_TINY = np.float32(1e-30)
+_TINY = 1e-30
 
 
 @dataclass
@@ -30,7 +45,7 @@ class Scales:
 
     def step(self, format_: BlockFormat) -> Array:
         """The step of a level: (n_groups, n_rows)."""
-        step: Array = np.repeat(self.d, format_.groups, axis=0) * self.scales
+        step: Array = repeated(self.d, format_.groups) * self.scales
         return step
 
     def base(self, format_: BlockFormat) -> Array | None:
@@ -38,27 +53,27 @@ class Scales:
         if self.dmin is None:
             return None
         assert self.minima is not None
-        base: Array = -np.repeat(self.dmin, format_.groups, axis=0) * self.minima
+        base: Array = -repeated(self.dmin, format_.groups) * self.minima
         return base
 
 
 def to_half(values: Array) -> Array:
     """The nearest float16 values, as float32; they are finite."""
-    return np.clip(values, -65504, 65504).astype(np.float16).astype(np.float32)
+    return through_float16(namespace(values).clip(values, -65504.0, 65504.0))
 
 
 def nearest_points(values: Array, format_: BlockFormat) -> Array:
     """The point nearest to each value, as a new array."""
-    low, high = np.float32(format_.low), np.float32(format_.high)
-    if format_.table is None:
-        rounded: Array = np.rint(values)
-        np.fmax(rounded, low, out=rounded)  # a value that is not a number becomes the lowest point
-        np.fmin(rounded, high, out=rounded)
-        return rounded
+    if format_.table is None:  # a value that is not a number becomes the lowest point
+        return bounded(namespace(values).round(values), format_.low, format_.high)
     # the middles between points are multiples of 1/2, so the half below a value decides
-    halves = np.floor(np.fmin(np.fmax(values, low), high) * np.float32(2))
-    points: Array = points_by_half(format_.table)[halves.astype(np.int16) - np.int16(2 * format_.low)]
-    return points
+    halves = namespace(values).floor(bounded(values, format_.low, format_.high) * 2.0)
+    if namespace(values) is np:
+        points: Array = points_by_half(format_.table)[halves.astype(np.int16) - np.int16(2 * format_.low)]
+        return points
+    at: Any = halves
+    of_table: Array = table_of(format_.table, device(values))[at.long() - 2 * format_.low]
+    return of_table
 
 
 @functools.cache
@@ -70,17 +85,24 @@ def points_by_half(table: tuple[int, ...]) -> Array:
     return nearest
 
 
+@functools.cache
+def table_of(table: tuple[int, ...], device: Any) -> Array:
+    """`points_by_half` on a device of torch."""
+    points: Array = place(points_by_half(table), device)
+    return points
+
+
 def search_scales(x: Array, weight: Array, format_: BlockFormat) -> Scales:
     """The scales of x (n_cols, n_rows) with the least squared error, weighted by `weight` (n_cols,)."""
     grouped = x.reshape(-1, format_.group, x.shape[1])
-    weights = np.ascontiguousarray(weight, np.float32).reshape(-1, format_.group, 1)
+    weights = weight.reshape(-1, format_.group, 1)
     affine = format_.greatest_minimum > 0
     if affine:
         step, low = _affine(grouped, weights, format_)
     else:
         step, low = _symmetric(grouped, weights, format_), None
     if not format_.has_group_scales:
-        ones = np.ones_like(step)
+        ones = namespace(step).ones_like(step)
         return Scales(to_half(step), None if low is None else to_half(-low), ones, None if low is None else ones)
     if low is None:
         return _symmetric_super(grouped, weights, step, format_)
@@ -89,24 +111,24 @@ def search_scales(x: Array, weight: Array, format_: BlockFormat) -> Scales:
 
 def _symmetric(x: Array, weight: Array, format_: BlockFormat) -> Array:
     """The step of each group, real: (n_groups, n_rows)."""
-    peak = np.take_along_axis(x, np.abs(x).argmax(axis=1)[:, None], axis=1)[:, 0]
-    best, least = np.zeros_like(peak), np.full(peak.shape, np.inf, np.float32)
+    xp = namespace(x)
+    peak = taken(x, xp.abs(x).argmax(axis=1)[:, None], 1)[:, 0]
+    best, least = xp.zeros_like(peak), xp.full_like(peak, np.inf)
     wx = weight * x
-    for ratio in candidates(format_):
+    for ratio in candidates(format_).tolist():
         step, gain = _fitted(x, weight, wx, peak * ratio, format_)
         better = -gain < least
-        np.copyto(least, -gain, where=better)
-        np.copyto(best, step, where=better)
+        put_where(least, better, -gain)
+        put_where(best, better, step)
     return _fitted(x, weight, wx, best, format_)[0]
 
 
 def _fitted(x: Array, weight: Array, wx: Array, step: Array, format_: BlockFormat) -> tuple[Array, Array]:
     """The least-squares step for the points that `step` gives, and by how much it lowers the squared error."""
-    inverse = np.divide(np.float32(1), step, out=np.zeros_like(step), where=step != 0)
-    points = nearest_points(x * inverse[:, None], format_)
+    points = nearest_points(x * inverse(step, step != 0)[:, None], format_)
     dot = _sum(wx * points)
     norm = _sum(weight * points * points)
-    fitted = np.divide(dot, norm, out=np.zeros_like(dot), where=norm > _TINY)
+    fitted = divided(dot, norm, norm > _TINY, 0.0)
     return fitted, fitted * dot
 
 
@@ -133,113 +155,119 @@ def super_ends(format_: BlockFormat) -> Array:
 
 def _affine(x: Array, weight: Array, format_: BlockFormat) -> tuple[Array, Array]:
     """The step and the lowest value of each group, both real: (n_groups, n_rows)."""
-    bounded = format_.has_group_scales  # their minima are not positive
-    low, high = x.min(axis=1), x.max(axis=1)
-    if bounded:
-        np.minimum(low, 0, out=low)
-    full = (high - low) / np.float32(format_.high)
-    sum_w = np.broadcast_to(_sum(weight), low.shape)
+    xp, minima_only = namespace(x), format_.has_group_scales  # their minima are not positive
+    low, high = xp.amin(x, 1), xp.amax(x, 1)
+    if minima_only:
+        low = xp.clip(low, None, 0.0)
+    full = (high - low) / float(format_.high)
+    sum_w = _sum(weight)
     sum_x = _sum(weight * x)
-    best, best_low, least = full.copy(), low.copy(), np.full(low.shape, np.inf, np.float32)
-    for factor, cut in candidates(format_):
+    best, best_low, least = copied(full), copied(low), xp.full_like(low, np.inf)
+    for factor, cut in candidates(format_).tolist():
         step = full * factor
         start = low + cut * (high - low)
-        inverse = np.divide(np.float32(1), step, out=np.zeros_like(step), where=step > 0)
-        points = nearest_points((x - start[:, None]) * inverse[:, None], format_)
+        points = nearest_points((x - start[:, None]) * inverse(step, step > 0)[:, None], format_)
         wp = weight * points
         sum_p, sum_pp, sum_xp = _sum(wp), _sum(wp * points), _sum(wp * x)
         det = sum_w * sum_pp - sum_p * sum_p
         good = det > 1e-6 * sum_w * sum_pp
-        inv = np.divide(np.float32(1), det, out=np.zeros_like(det), where=good)
-        fit = np.where(good, (sum_w * sum_xp - sum_x * sum_p) * inv, step)
-        fit_low = np.where(good, (sum_pp * sum_x - sum_p * sum_xp) * inv, start)
-        if bounded:
+        inv = inverse(det, good)
+        fit = where(good, (sum_w * sum_xp - sum_x * sum_p) * inv, step)
+        fit_low = where(good, (sum_pp * sum_x - sum_p * sum_xp) * inv, start)
+        if minima_only:
             above = fit_low > 0
-            alone = np.divide(sum_xp, sum_pp, out=np.zeros_like(step), where=sum_pp > _TINY)
-            fit, fit_low = np.where(above, alone, fit), np.where(above, np.float32(0), fit_low)
+            fit = where(above, divided(sum_xp, sum_pp, sum_pp > _TINY, 0.0), fit)
+            fit_low = where(~above, fit_low, 0.0)
         error = (
             fit * fit * sum_pp + 2 * fit * fit_low * sum_p + fit_low * fit_low * sum_w
             - 2 * fit * sum_xp - 2 * fit_low * sum_x
         )  # fmt: skip
         better = (error < least) & (fit >= 0)
-        np.copyto(least, error, where=better)
-        np.copyto(best, fit, where=better)
-        np.copyto(best_low, fit_low, where=better)
+        put_where(least, better, error)
+        put_where(best, better, fit)
+        put_where(best_low, better, fit_low)
     return best, best_low
 
 
 def _symmetric_super(x: Array, weight: Array, step: Array, format_: BlockFormat) -> Scales:
-    n_rows = step.shape[1]
+    xp, n_rows = namespace(step), step.shape[1]
     grouped = step.reshape(-1, format_.groups, n_rows)
-    peak = np.take_along_axis(grouped, np.abs(grouped).argmax(axis=1)[:, None], axis=1)[:, 0]
+    peak = taken(grouped, xp.abs(grouped).argmax(axis=1)[:, None], 1)[:, 0]
     best: Scales | None = None
-    least = np.full(peak.shape, np.inf, np.float32)
-    for end in super_ends(format_):
+    least = xp.full_like(peak, np.inf)
+    for end in super_ends(format_).tolist():
         d = to_half(peak / end)
-        wide = np.repeat(d, format_.groups, axis=0)
-        inverse = np.divide(np.float32(1), wide, out=np.zeros_like(wide), where=wide != 0)
-        scales = np.clip(np.rint(step * inverse), format_.least_scale, format_.greatest_scale)
+        wide = repeated(d, format_.groups)
+        scales = xp.round(step * inverse(wide, wide != 0))
+        scales = xp.clip(scales, format_.least_scale, format_.greatest_scale)
         scales, error = _neighbours(x, weight, wide, scales, format_)
         total = _sum(error.reshape(-1, format_.groups, n_rows))
         better = total < least
         if best is None:
             best = Scales(d, None, scales, None)
         else:
-            np.copyto(best.d, d, where=better)
-            np.copyto(best.scales, scales, where=np.repeat(better, format_.groups, axis=0))
-        np.copyto(least, total, where=better)
+            put_where(best.d, better, d)
+            put_where(best.scales, repeated(better, format_.groups), scales)
+        put_where(least, better, total)
     assert best is not None
     return best
 
 
 def _neighbours(x: Array, weight: Array, d: Array, scales: Array, format_: BlockFormat) -> tuple[Array, Array]:
     """The best of each integer scale and its neighbours, and the group's squared error with it."""
-    best, least = scales.copy(), np.full(scales.shape, np.inf, np.float32)
-    for change in (0, -1, 1):
-        trial = np.clip(scales + np.float32(change), format_.least_scale, format_.greatest_scale)
+    xp = namespace(scales)
+    best, least = copied(scales), xp.full_like(scales, np.inf)
+    for change in (0.0, -1.0, 1.0):
+        trial = xp.clip(scales + change, format_.least_scale, format_.greatest_scale)
         step = d * trial
         error = _error(x, weight, step, None, format_)
         better = error < least
-        np.copyto(least, error, where=better)
-        np.copyto(best, trial, where=better)
+        put_where(least, better, error)
+        put_where(best, better, trial)
     return best, least
 
 
 def _error(x: Array, weight: Array, step: Array, base: Array | None, format_: BlockFormat) -> Array:
     """The weighted squared error of each group: (n_groups, n_rows)."""
-    inverse = np.divide(np.float32(1), step, out=np.zeros_like(step), where=step != 0)
     shifted = x if base is None else x - base[:, None]
-    difference = nearest_points(shifted * inverse[:, None], format_)
+    difference = nearest_points(shifted * inverse(step, step != 0)[:, None], format_)
     difference *= step[:, None]
     difference -= shifted
     return _sum(weight * difference * difference)
 
 
 def _sum(values: Array) -> Array:
-    """The sum over the columns of each group, in their order: (n_groups, n_rows)."""
+    """The sum over the columns of each group, of numpy in their order: (n_groups, n_rows)."""
+    if namespace(values) is not np:
+        summed: Array = values.sum(axis=1)
+        return summed
     total: Array = values[:, 0].copy()
     for column in range(1, values.shape[1]):
         total += values[:, column]
     return total
 
 
+def inverse(values: Array, mask: NDArray[np.bool_]) -> Array:
+    """1 / values where `mask`, and 0 elsewhere."""
+    return divided(namespace(values).ones_like(values), values, mask, 0.0)
+
+
 def _affine_super(x: Array, weight: Array, step: Array, low: Array, format_: BlockFormat) -> Scales:
-    n_rows, groups = step.shape[1], format_.groups
-    top, top_min = np.float32(format_.greatest_scale), np.float32(format_.greatest_minimum)
-    d = to_half(step.reshape(-1, groups, n_rows).max(axis=1) / top)
-    dmin = to_half((-low).reshape(-1, groups, n_rows).max(axis=1) / top_min)
-    wide, wide_min = np.repeat(d, groups, axis=0), np.repeat(dmin, groups, axis=0)
-    scales = np.divide(step, wide, out=np.zeros_like(step), where=wide > 0)
-    minima = np.divide(-low, wide_min, out=np.zeros_like(step), where=wide_min > 0)
-    scales, minima = np.clip(np.rint(scales), 0, top), np.clip(np.rint(minima), 0, top_min)
-    best, best_min, least = scales.copy(), minima.copy(), np.full(scales.shape, np.inf, np.float32)
-    for change in (0, -1, 1):
-        for change_min in (0, -1, 1):
-            trial = np.clip(scales + np.float32(change), 0, top)
-            trial_min = np.clip(minima + np.float32(change_min), 0, top_min)
+    xp, n_rows, groups = namespace(step), step.shape[1], format_.groups
+    top, top_min = float(format_.greatest_scale), float(format_.greatest_minimum)
+    d = to_half(xp.amax(step.reshape(-1, groups, n_rows), 1) / top)
+    dmin = to_half(xp.amax((-low).reshape(-1, groups, n_rows), 1) / top_min)
+    wide, wide_min = repeated(d, groups), repeated(dmin, groups)
+    scales = xp.clip(xp.round(divided(step, wide, wide > 0, 0.0)), 0.0, top)
+    minima = xp.clip(xp.round(divided(-low, wide_min, wide_min > 0, 0.0)), 0.0, top_min)
+    best, best_min, least = copied(scales), copied(minima), xp.full_like(scales, np.inf)
+    for change in (0.0, -1.0, 1.0):
+        for change_min in (0.0, -1.0, 1.0):
+            trial = xp.clip(scales + change, 0.0, top)
+            trial_min = xp.clip(minima + change_min, 0.0, top_min)
             error = _error(x, weight, wide * trial, -wide_min * trial_min, format_)
             better = error < least
-            np.copyto(least, error, where=better)
-            np.copyto(best, trial, where=better)
-            np.copyto(best_min, trial_min, where=better)
+            put_where(least, better, error)
+            put_where(best, better, trial)
+            put_where(best_min, better, trial_min)
     return Scales(d, dmin, best, best_min)

@@ -1,20 +1,23 @@
 """The inner steps of error feedback in GGUF blocks: a run of columns, the levels of a group, the scales of a block.
 
 Arrays have columns first: (n_cols, n_rows). Sums over columns are in order, so that `block_kernels.c` has the same
-bytes. All functions change arrays in place.
+bytes. The functions of runs, groups and refits change arrays of numpy in place; block_tensors.py has them for torch.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from quantkit.forward.arrays import bounded, divided, namespace, where
 from quantkit.gguf.blocks import BlockFormat
-from quantkit.quant.block_search import nearest_points, to_half
+from quantkit.quant.block_search import inverse, nearest_points, to_half
 from quantkit.quant.grid import Array
 
-_TINY = np.float32(1e-30)
-_SINGULAR = np.float32(1e-6)
+_TINY = 1e-30
+_SINGULAR = 1e-6
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,7 @@ def feed_back_run(
         target = run.target[k]
         if base is not None:
             target -= base[group]
-        point = nearest_points(target * _inverse(step[group]), format_)
+        point = nearest_points(target * inverse(step[group], step[group] != 0), format_)
         points[column] = point
         point *= step[group]
         if base is not None:
@@ -70,11 +73,11 @@ class GroupLevels:
 def descend_group(format_: BlockFormat, group: GroupLevels, moved: Array) -> None:
     """Move each level of a group to its best value, all others fixed, and add the changes of the values to `moved`."""
     hessian, pull, step, points = group.hessian, group.pull, group.step, group.points
-    inverse = _inverse(step)
+    by_step = inverse(step, step != 0)
     for k in range(format_.group):
         if hessian[k, k] <= 0:
             continue
-        better = nearest_points(points[k] - pull[k] * (inverse / hessian[k, k]), format_)
+        better = nearest_points(points[k] - pull[k] * (by_step / hessian[k, k]), format_)
         better[step == 0] = points[k][step == 0]
         change = (better - points[k]) * step
         points[k] = better
@@ -97,35 +100,61 @@ class Fit:
     pull: Array
 
 
+@dataclass(frozen=True)
+class Form:
+    """The error as a quadratic form of the changes a and b of both factors, one for each row: float32 (n_rows,).
+
+    It changes by  2 (a ug + b vg) + a^2 uu + 2 a b uv + b^2 vv;  vv, uv and vg are None without minima.
+    """
+
+    uu: Array
+    ug: Array
+    vv: Array | None = None
+    uv: Array | None = None
+    vg: Array | None = None
+
+
+def best_halves(form: Form, d: Array, dmin: Array | None) -> tuple[Array, Array | None]:
+    """The float16 scale, and minimum, that are best for the levels, or `d` and `dmin` if none is better."""
+    if dmin is None or form.vv is None or form.uv is None or form.vg is None:
+        return d + _if_better(form, to_half(d - divided(form.ug, form.uu, form.uu > _TINY, 0.0)) - d), None
+    uu, ug, vv, uv, vg = form.uu, form.ug, form.vv, form.uv, form.vg
+    by_determinant = _inverse_determinant(form)
+    du, dv = (uv * vg - vv * ug) * by_determinant, (uv * ug - uu * vg) * by_determinant
+    first = to_half(d + du)
+    trials = (
+        (first, to_half(dmin + dv)),
+        (first, to_half(dmin + _suiting(form, first - d))),
+        (to_half(d + divided(-ug, uu, uu > _TINY, 0.0)), dmin),
+    )
+    return _best(form, trials, (d, dmin))
+
+
+def best_integers(
+    limits: tuple[Any, Any, Any], form: Form, scale: Array, minimum: Array | None
+) -> tuple[Array, Array | None]:
+    """The integer scale, and minimum, near the least-squares solution, or the given ones if none is better.
+
+    limits: the least and the greatest scale, and the greatest minimum.
+    """
+    xp, (low, high, most) = namespace(scale), limits
+    if minimum is None or form.vv is None or form.uv is None or form.vg is None:
+        best = xp.round(scale - divided(form.ug, form.uu, form.uu > _TINY, 0.0))
+        return scale + _if_better(form, bounded(best, low, high) - scale), None
+    center = xp.round(scale + (form.uv * form.vg - form.vv * form.ug) * _inverse_determinant(form))
+    trials = []
+    for change in (0.0, -1.0, 1.0):
+        trial = bounded(center + change, low, high)
+        trials.append((trial, bounded(xp.round(minimum + _suiting(form, trial - scale)), 0.0, most)))
+    return _best(form, trials, (scale, minimum))
+
+
 def refit_halves(fit: Fit, d: Array, dmin: Array | None, error: Array, moved: Array) -> None:
     """The float16 scale, and minimum, of a block that are best for its levels; both float32 (n_rows,).
 
     error: the changes of the values are added to it. moved: is set to them. Both (n_cols, n_rows).
     """
-    uu, ug = _dot(fit.u, fit.hu), _dot(fit.u, fit.pull)
-    if fit.v is None or fit.hv is None or dmin is None:
-        best = to_half(d - np.divide(ug, uu, out=np.zeros_like(ug), where=uu > _TINY))
-        change = best - d
-        change[change * (2 * ug + change * uu) >= 0] = 0
-        d += change
-        _move(fit.u * change, error, moved)
-        return
-    vv, uv, vg = _dot(fit.v, fit.hv), _dot(fit.u, fit.hv), _dot(fit.v, fit.pull)
-    old, old_min = d.copy(), dmin.copy()
-    inverse = _inverse_determinant(uu, vv, uv)
-    du, dv = (uv * vg - vv * ug) * inverse, (uv * ug - uu * vg) * inverse
-    alone = np.divide(-ug, uu, out=np.zeros_like(ug), where=uu > _TINY)
-    least = np.zeros_like(old)
-    first = to_half(old + du)
-    # the minimum that suits the rounded d
-    suits = np.divide(-(vg + (first - old) * uv), vv, out=np.zeros_like(vg), where=vv > _TINY)
-    for trial in (
-        (first, to_half(old_min + dv)),
-        (first, to_half(old_min + suits)),
-        (to_half(old + alone), old_min),
-    ):
-        _take(trial, (old, old_min), (uu, vv, uv, ug, vg), least, (d, dmin))
-    _move(fit.u * (d - old) + fit.v * (dmin - old_min), error, moved)
+    _refit(fit, d, dmin, best_halves(_form(fit), d, dmin), error, moved)
 
 
 def refit_integers(
@@ -135,57 +164,59 @@ def refit_integers(
 
     error, moved: see `refit_halves`.
     """
-    low, high = np.float32(format_.least_scale), np.float32(format_.greatest_scale)
-    uu, ug = _dot(fit.u, fit.hu), _dot(fit.u, fit.pull)
-    if fit.v is None or fit.hv is None or minimum is None:
-        best = np.rint(scale - np.divide(ug, uu, out=np.zeros_like(ug), where=uu > _TINY))
-        change = np.fmin(np.fmax(best, low), high) - scale
-        change[change * (2 * ug + change * uu) >= 0] = 0
-        scale += change
-        _move(fit.u * change, error, moved)
-        return
-    vv, uv, vg = _dot(fit.v, fit.hv), _dot(fit.u, fit.hv), _dot(fit.v, fit.pull)
-    old, old_min = scale.copy(), minimum.copy()
-    center = np.rint(old + (uv * vg - vv * ug) * _inverse_determinant(uu, vv, uv))
-    least = np.zeros_like(old)
-    for change_of in (0, -1, 1):
-        trial = np.fmin(np.fmax(center + np.float32(change_of), low), high)
-        suits = np.divide(-(vg + (trial - old) * uv), vv, out=np.zeros_like(vg), where=vv > _TINY)
-        best_min = np.fmax(np.rint(old_min + suits), np.float32(0))
-        best_min = np.fmin(best_min, np.float32(format_.greatest_minimum))
-        _take((trial, best_min), (old, old_min), (uu, vv, uv, ug, vg), least, (scale, minimum))
-    _move(fit.u * (scale - old) + fit.v * (minimum - old_min), error, moved)
+    _refit(fit, scale, minimum, best_integers(format_.scale_limits, _form(fit), scale, minimum), error, moved)
 
 
-def _take(
-    trial: tuple[Array, Array],
-    old: tuple[Array, Array],
-    form: tuple[Array, Array, Array, Array, Array],
-    least: Array,
-    best: tuple[Array, Array],
+def _refit(
+    fit: Fit, scale: Array, minimum: Array | None, best: tuple[Array, Array | None], error: Array, moved: Array
 ) -> None:
-    """Keep a trial (scale, minimum) in `best` where it changes the error by less than `least`."""
-    uu, vv, uv, ug, vg = form
-    a, b = trial[0] - old[0], trial[1] - old[1]
-    gain = 2 * (a * ug + b * vg) + a * a * uu + 2 * a * b * uv + b * b * vv
-    better = gain < least
-    for target, source in ((least, gain), (best[0], trial[0]), (best[1], trial[1])):
-        np.copyto(target, source, where=better)
+    np.multiply(fit.u, best[0] - scale, out=moved)
+    scale[:] = best[0]
+    if fit.v is not None and minimum is not None and best[1] is not None:
+        moved += fit.v * (best[1] - minimum)
+        minimum[:] = best[1]
+    error += moved
 
 
-def _inverse_determinant(uu: Array, vv: Array, uv: Array) -> Array:
+def _form(fit: Fit) -> Form:
+    uu, ug = _dot(fit.u, fit.hu), _dot(fit.u, fit.pull)
+    if fit.v is None or fit.hv is None:
+        return Form(uu, ug)
+    return Form(uu, ug, _dot(fit.v, fit.hv), _dot(fit.u, fit.hv), _dot(fit.v, fit.pull))
+
+
+def _if_better(form: Form, change: Array) -> Array:
+    """The change of u's factor, or 0 where it does not lower the error."""
+    return where(~(change * (2 * form.ug + change * form.uu) >= 0), change, 0.0)
+
+
+def _suiting(form: Form, a: Array) -> Array:
+    """The change of v's factor that is best with a change `a` of u's."""
+    assert form.vv is not None and form.uv is not None and form.vg is not None
+    return divided(-(form.vg + a * form.uv), form.vv, form.vv > _TINY, 0.0)
+
+
+def _best(form: Form, trials: Sequence[tuple[Array, Array]], old: tuple[Array, Array]) -> tuple[Array, Array]:
+    """The trial (scale, minimum) with the least error, the first of equals; `old` if none is better."""
+    assert form.vv is not None and form.uv is not None and form.vg is not None
+    (best, best_min), least = old, namespace(old[0]).zeros_like(old[0])
+    for trial, trial_min in trials:
+        a, b = trial - old[0], trial_min - old[1]
+        gain = 2 * (a * form.ug + b * form.vg) + a * a * form.uu + 2 * a * b * form.uv + b * b * form.vv
+        better = gain < least
+        least, best, best_min = (
+            where(better, gain, least),
+            where(better, trial, best),
+            where(better, trial_min, best_min),
+        )
+    return best, best_min
+
+
+def _inverse_determinant(form: Form) -> Array:
     """1 over the determinant, or 0 where the two factors cannot be told apart."""
-    det = uu * vv - uv * uv
-    return np.divide(np.float32(1), det, out=np.zeros_like(det), where=det > _SINGULAR * uu * vv)
-
-
-def _inverse(step: Array) -> Array:
-    return np.divide(np.float32(1), step, out=np.zeros_like(step), where=step != 0)
-
-
-def _move(change: Array, error: Array, moved: Array) -> None:
-    moved[:] = change
-    error += change
+    assert form.vv is not None and form.uv is not None
+    det = form.uu * form.vv - form.uv * form.uv
+    return inverse(det, det > _SINGULAR * form.uu * form.vv)
 
 
 def _dot(a: Array, b: Array) -> Array:

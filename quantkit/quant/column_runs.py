@@ -4,6 +4,7 @@ numpy does a run column by column in place. On a device of torch each of these s
 a run is written out as one expression, which torch compiles to one kernel.
 """
 
+import warnings
 from collections.abc import Callable
 from functools import cache
 from typing import Any, TypeVar
@@ -11,7 +12,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from quantkit.forward.arrays import clip, namespace, rint, weighted_sum
-from quantkit.forward.devices import memory_errors
+from quantkit.forward.devices import is_full
 from quantkit.quant.grid import Array
 
 RUN = 16
@@ -30,7 +31,7 @@ def round_run(
     zeros: (n, n_rows), of each column.
     """
     if namespace(targets) is not np:
-        values, errors = _compiled(_round_run)(targets, columns, feedback, scales, zeros, top)
+        values, errors = compiled(_round_run)(targets, columns, feedback, scales, zeros, top)
         return values, errors
     integers, errors = np.empty_like(targets), np.empty_like(targets)
     value = np.empty_like(targets[0])
@@ -68,7 +69,7 @@ def descend_run(slopes: Array, levels: Array, step: Array, gram: Array, top: flo
     step: (n_rows,). gram: (n, n), the run's own block.
     """
     if namespace(slopes) is not np:
-        moved, changes = _compiled(_descend_run)(slopes, levels, step, gram, top)
+        moved, changes = compiled(_descend_run)(slopes, levels, step, gram, top)
         levels[:] = moved
         lowered: Array = changes
         return lowered
@@ -100,22 +101,44 @@ def _descend_run(slopes: Any, levels: Any, step: Any, gram: Any, top: float) -> 
 
 
 @cache
-def _compiled(run: _F) -> _F:
-    """The run compiled by torch; as it is where torch cannot compile (no compiler, no Triton)."""
-    import torch
-
-    compiled = torch.compile(run, dynamic=True)
-    works = True
+def compiled(run: _F) -> _F:
+    """The run compiled by torch; as it is where torch cannot compile (no C compiler, no Triton): see `failure`."""
+    fast: Callable[..., Any] | None = None
 
     def call(*arguments: Any) -> Any:
-        nonlocal works
-        if works:
-            try:
-                return compiled(*arguments)
-            except memory_errors():
+        nonlocal fast
+        if _failures:
+            return run(*arguments)
+        try:
+            if fast is None:
+                fast = _compile(run)
+            return fast(*arguments)
+        except Exception as error:  # the compiler's errors are of many classes; the run itself raises none
+            if is_full(error):
                 raise
-            except Exception:  # the compiler's errors are of many classes; the run itself raises none
-                works = False
+            _failures.append(f"{type(error).__name__}: {' '.join(str(error).split())}")
         return run(*arguments)
 
     return call  # type: ignore[return-value]
+
+
+_failures: list[str] = []
+
+
+def failure() -> str | None:
+    """Why torch could not compile the runs of this process; None if it could, or has not tried."""
+    return _failures[0] if _failures else None
+
+
+def _compile(run: Callable[..., Any]) -> Callable[..., Any]:
+    import torch
+    import torch._dynamo.config
+    import torch._inductor.config
+
+    # the compiler recommends TF32, which would spoil the sums
+    warnings.filterwarnings("ignore", message="TensorFloat32 tensor cores")
+    # one kernel a run: processes that compile several at once would cost more than they save
+    torch._inductor.config.compile_threads = 1
+    torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
+    fast: Callable[..., Any] = torch.compile(run, dynamic=True)
+    return fast

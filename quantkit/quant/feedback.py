@@ -8,6 +8,8 @@ The output error of rounding W (n_out, n_in) to W + E is tr(E H E'), H = X X' ov
 4. coordinate descent: each level moves to the nearest of its best value, all others fixed.
 
 Steps 3 and 4 alternate, block by block, in sweeps. No move raises the error.
+
+Arrays are numpy's, or tensors of torch on one device. There the sums are in another order, so the bytes differ.
 """
 
 from dataclasses import dataclass
@@ -16,10 +18,22 @@ import numpy as np
 from gguf import GGMLQuantizationType
 from numpy.typing import NDArray
 
+from quantkit.forward.arrays import (
+    contiguous,
+    copied,
+    empty,
+    fetch,
+    mean,
+    namespace,
+    repeated,
+    set_diagonal,
+    to_small_integers,
+)
 from quantkit.gguf.blocks import FORMATS, BlockFormat, Blocks, pack_blocks
 from quantkit.quant.block_kernels import Steps, steps
 from quantkit.quant.block_search import Scales
 from quantkit.quant.block_steps import Fit, GroupLevels, Run
+from quantkit.quant.block_tensors import TENSORS
 from quantkit.quant.factor import SHRINK, factor_gram, shrunk
 from quantkit.quant.grid import Array
 from quantkit.workers import SERIAL, Workers, parts
@@ -33,6 +47,7 @@ four; and the best, with another 0.4 % (Q4_K 1 %), after which more gain 0.1 %."
 _ROWS = 256  # rows that are rounded in one batch
 _CHUNK = 128  # columns that share one matrix product with all others
 _RUN = 16  # columns of a chunk that are rounded by one call
+_ELEMENTS = 1 << 25  # weights that are rounded in one batch on a device of torch
 
 
 @dataclass(frozen=True)
@@ -68,12 +83,11 @@ def curvature(
     """
     hessian = shrunk(gram, shrink)
     order, factor, damp = factor_gram(hessian, count, damp=damp, act_order=True, name=name, workers=workers)
-    pivots = np.diagonal(factor).copy()
-    importance = np.empty_like(pivots)
+    pivots = copied(factor.diagonal())
+    importance = empty((len(pivots),), pivots)
     importance[order] = pivots * pivots
-    diagonal = np.diagonal(hessian) + np.float32(damp * np.diagonal(hessian).mean(dtype=np.float64))
-    np.fill_diagonal(hessian, diagonal)
-    return Curvature(hessian, order, np.triu(factor / pivots, 1), importance, damp)
+    set_diagonal(hessian, hessian.diagonal() + float(np.float32(damp * mean(hessian.diagonal()))))
+    return Curvature(hessian, order, namespace(factor).triu(factor / pivots, 1), importance, damp)
 
 
 def quantize_with_feedback(
@@ -84,12 +98,17 @@ def quantize_with_feedback(
     sweeps: int = SWEEPS,
     workers: Workers = SERIAL,
 ) -> NDArray[np.uint8]:
-    """The bytes of `weight`, float32 (n_out, n_in), in `kind`: uint8 (n_out, row_bytes)."""
+    """The bytes of `weight`, float32 (n_out, n_in), in `kind`: numpy's uint8 (n_out, row_bytes).
+
+    A tensor is rounded at once: `rows_at_once` limits its memory.
+    """
+    if namespace(weight) is not np:
+        blocks = as_blocks(solve(FORMATS[kind], contiguous(weight.T), curvature, sweeps=sweeps))
+        packed = workers.map(lambda rows: pack_blocks(kind, blocks.rows(rows)), list(parts(len(weight), _ROWS)))
+        return np.concatenate(packed)
 
     def some(rows: slice) -> NDArray[np.uint8]:
-        return pack_blocks(
-            kind, as_blocks(solve(FORMATS[kind], np.ascontiguousarray(weight[rows].T), curvature, sweeps=sweeps))
-        )
+        return pack_blocks(kind, as_blocks(solve(FORMATS[kind], contiguous(weight[rows].T), curvature, sweeps=sweeps)))
 
     return np.concatenate(workers.map(some, list(parts(len(weight), _ROWS))))
 
@@ -107,20 +126,25 @@ class Solution:
     points: Array
 
 
+def rows_at_once(n_in: int) -> int:
+    """Rows of `n_in` weights that are rounded in one batch on a device of torch."""
+    return max(1, _ELEMENTS // n_in)
+
+
 def as_blocks(solution: Solution) -> Blocks:
     scales = solution.scales
     return Blocks(
-        np.ascontiguousarray(solution.points.T),
-        np.ascontiguousarray(scales.d.T),
-        None if scales.dmin is None else np.ascontiguousarray(scales.dmin.T),
-        np.ascontiguousarray(scales.scales.T).astype(np.int16),
-        None if scales.minima is None else np.ascontiguousarray(scales.minima.T).astype(np.int16),
+        fetch(contiguous(to_small_integers(solution.points).T)),
+        fetch(contiguous(scales.d.T)),
+        None if scales.dmin is None else fetch(contiguous(scales.dmin.T)),
+        fetch(contiguous(scales.scales.T)).astype(np.int16),
+        None if scales.minima is None else fetch(contiguous(scales.minima.T)).astype(np.int16),
     )
 
 
 def solve(format_: BlockFormat, w: Array, curvature: Curvature, *, sweeps: int, by: Steps | None = None) -> Solution:
     """Round w (n_in, n_rows). `by`: the implementation of the steps, the fastest by default."""
-    by = by or steps()
+    by = by or _steps(w)
     scales = by.search_scales(w, curvature.importance, format_)
     solution = Solution(scales, feed_back(format_, w, scales, curvature, by))
     for _ in range(sweeps):
@@ -128,22 +152,28 @@ def solve(format_: BlockFormat, w: Array, curvature: Curvature, *, sweeps: int, 
     return solution
 
 
+def _steps(w: Array) -> Steps:
+    return steps() if namespace(w) is np else TENSORS
+
+
 def values(format_: BlockFormat, solution: Solution) -> Array:
     """The dequantized matrix (n_in, n_rows)."""
     step, base = solution.scales.step(format_), solution.scales.base(format_)
-    dequantized = solution.points * np.repeat(step, format_.group, axis=0)
+    dequantized: Array = solution.points * repeated(step, format_.group)
     if base is not None:
-        dequantized += np.repeat(base, format_.group, axis=0)
+        dequantized += repeated(base, format_.group)
     return dequantized
 
 
 def feed_back(format_: BlockFormat, w: Array, scales: Scales, curvature: Curvature, by: Steps | None = None) -> Array:
     """The points (n_in, n_rows) by error feedback with fixed scales."""
-    by = by or steps()
-    n_in, order, feedback = len(w), curvature.order.astype(np.int64), curvature.feedback
+    by = by or _steps(w)
+    n_in, order, feedback = len(w), curvature.order, curvature.feedback
+    if namespace(w) is np:
+        order = order.astype(np.int64)
     step, base = scales.step(format_), scales.base(format_)
-    columns = np.ascontiguousarray(w[order])
-    errors, points = np.empty_like(columns), np.empty_like(columns)
+    columns = contiguous(w[order])
+    errors, points = (empty(tuple(columns.shape), columns) for _ in range(2))
     for start in range(0, n_in, _CHUNK):
         stop = min(start + _CHUNK, n_in)
         carried = feedback[:start, start:stop].T @ errors[:start]
@@ -160,7 +190,7 @@ def feed_back(format_: BlockFormat, w: Array, scales: Scales, curvature: Curvatu
 
 def sweep(format_: BlockFormat, w: Array, solution: Solution, hessian: Array, by: Steps | None = None) -> None:
     """One sweep over all blocks: scales refitted, levels moved."""
-    by = by or steps()
+    by = by or _steps(w)
     error = values(format_, solution)
     error -= w
     width = format_.block if format_.block > 32 else _CHUNK
@@ -195,12 +225,12 @@ class _Chunk:
         format_, scales, size = self.format, self.solution.scales, self.format.group
         at = slice(group * size - self.start, (group + 1) * size - self.start)
         hessian, points = self.hessian[at, at], self.solution.points[group * size : (group + 1) * size]
-        moved, pull = np.zeros_like(points), self.gradient[at].copy()
+        moved, pull = namespace(points).zeros_like(points), copied(self.gradient[at])
         if format_.has_group_scales:
             u, v, hv = points * scales.d[block], None, None
             minimum = None
             if scales.minima is not None and scales.dmin is not None:
-                v = np.tile(-scales.dmin[block], (size, 1))
+                v = repeated(-scales.dmin[block : block + 1], size)
                 hv, minimum = hessian.sum(axis=1)[:, None] * v, scales.minima[group]
             fit = Fit(u, hessian @ u, v, hv, pull)
             self.by.refit_integers(format_, fit, scales.scales[group], minimum, self.error[at], moved)
@@ -215,11 +245,11 @@ class _Chunk:
         at, groups = slice(block * size - self.start, (block + 1) * size - self.start), format_.groups
         hessian, points = self.hessian[at, at], self.solution.points[block * size : (block + 1) * size]
         of_block = slice(block * groups, (block + 1) * groups)
-        u, v, hv, dmin = points * np.repeat(scales.scales[of_block], format_.group, axis=0), None, None, None
+        u, v, hv, dmin = points * repeated(scales.scales[of_block], format_.group), None, None, None
         if scales.minima is not None and scales.dmin is not None:
-            v, dmin = -np.repeat(scales.minima[of_block], format_.group, axis=0), scales.dmin[block]
+            v, dmin = -repeated(scales.minima[of_block], format_.group), scales.dmin[block]
             hv = hessian.reshape(size, groups, format_.group).sum(axis=2) @ -scales.minima[of_block]
-        moved = np.empty_like(points)
+        moved = empty(tuple(points.shape), points)
         fit = Fit(u, hessian @ u, v, hv, self.gradient[at])
         self.by.refit_halves(fit, scales.d[block], dmin, self.error[at], moved)
         if not stays:

@@ -19,6 +19,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from quantkit.forward.arrays import device, place, square
 from quantkit.quant.grid import Array
 
 Part = Literal["gate", "up", "down"]
@@ -52,10 +53,11 @@ class NeuronOrder:
         return columns
 
     def gram(self, gram: Array) -> Array:
-        """The Gram matrix (n, n) of the input of down."""
-        moved: Array = gram[np.ix_(self.order, self.order)]
-        moved /= self.scale
-        moved /= self.scale[:, None]
+        """The Gram matrix (n, n) of the input of down; of numpy, or a tensor of torch."""
+        order, scale = (place(values, device(gram)) for values in (self.order, self.scale))
+        moved = square(gram, order)
+        moved /= scale
+        moved /= scale[:, None]
         return moved
 
     def squares(self, squares: Array) -> Array:

@@ -81,10 +81,20 @@ class ReadAhead:
             self._pool.shutdown(cancel_futures=True)
 
 
-def open_states(folder: Path, n_samples: int, n_tokens: int, hidden: int, to: Any) -> States:
-    """The states of a stream on the device `to`, in pinned memory where they fit."""
+def held_states(n_samples: int, n_tokens: int, hidden: int, room: int | None = None) -> int:
+    """Bytes of the states of a stream that holds them in memory; 0 if more than `room`, or too many for the machine."""
     most = _STATES_FILES * n_samples * n_tokens * hidden * 4
-    if to is None or _STATES_SHARE * most > available_memory():
+    fits = _STATES_SHARE * most <= available_memory() and (room is None or most <= room)
+    return most if fits else 0
+
+
+def open_states(
+    folder: Path, n_samples: int, n_tokens: int, hidden: int, to: Any, *, hold: bool | None = None
+) -> States:
+    """The states of a stream on the device `to`, in pinned memory if `hold`; None: where they fit."""
+    if hold is None:
+        hold = held_states(n_samples, n_tokens, hidden) > 0
+    if to is None or not hold:
         return States(folder, n_samples, n_tokens, hidden)
     return HeldStates(folder, n_samples, n_tokens, hidden, to)
 
@@ -123,10 +133,16 @@ class HeldStates(States):
 
     def _array(self, name: str) -> Any:
         if name not in self._held:
-            import torch
-
-            self._held[name] = torch.empty(self.shape, pin_memory=self.to.type == "cuda")
+            self._held[name] = self._empty(pinned=self.to.type == "cuda")
         return self._held[name]
+
+    def _empty(self, *, pinned: bool) -> Any:
+        import torch
+
+        try:
+            return torch.empty(self.shape, pin_memory=pinned)
+        except RuntimeError:  # the system limits pinned memory
+            return torch.empty(self.shape)
 
     def close(self) -> None:
         """End the writing and close the files without deleting them."""

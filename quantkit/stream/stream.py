@@ -17,6 +17,7 @@ from quantkit.errors import CalibrationError
 from quantkit.families.base.native import Source
 from quantkit.forward.allocator import keep_freed_memory
 from quantkit.forward.arrays import Array, device, fetch, namespace, place
+from quantkit.forward.devices import release_freed_memory as release_device_memory
 from quantkit.forward.feed_forward import expert_count, expert_part, feed_forward, shared
 from quantkit.forward.layer import Context
 from quantkit.forward.layer_linears import layer_linears
@@ -43,13 +44,14 @@ class StreamOptions:
 
     `gram`: sum Gram matrices, not only squares. `propagate`: the next layer receives the output of the quantized
     layer, not of the source's. `device`: the torch device, None for numpy (see `find_device`). `sample_name`: the word
-    for a sample in errors.
+    for a sample in errors. `hold_states`: see `open_states`.
     """
 
     gram: bool = True
     propagate: bool = False
     device: Any = None
     sample_name: str = "calibration sample"
+    hold_states: bool | None = None
 
 
 class Stream:
@@ -71,7 +73,8 @@ class Stream:
         # one sample uses the whole GPU
         self.threads = threads if options.device is None else 1
         self.decoder = native.decoder
-        self.states = open_states(folder, len(tokens), tokens.shape[1], self.decoder.width, options.device)
+        shape, hold = (len(tokens), tokens.shape[1], self.decoder.width), options.hold_states
+        self.states = open_states(folder, *shape, options.device, hold=hold)
         ahead = options.device is not None
         self.reader = ReadAhead(self._load, self._names, self.decoder.n_layers, ahead=ahead)
         self.shared = SharedStates(self.decoder, folder, len(tokens), tokens.shape[1], options.device)
@@ -112,6 +115,7 @@ class Stream:
             self._through(number, weights, statistics)
             if not self.options.propagate:
                 self.states.save(states_file(number + 1))
+            release_device_memory(self.options.device)
             quantized = watcher.dense(linears, tensors, statistics) if watcher else tensors
             release_freed_memory()
             if self.options.propagate:
@@ -120,6 +124,7 @@ class Stream:
             self.states.wait()
             return
         routes = self._up_to_experts(number, weights, statistics)
+        release_device_memory(self.options.device)
         quantized = watcher.dense(linears, tensors, statistics) if watcher else tensors
         if self.options.propagate:
             weights = self._weights(quantized, {})

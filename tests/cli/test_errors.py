@@ -358,11 +358,19 @@ def test_too_little_address_space_sets_nothing_aside(sound: Path, tmp_path: Path
         assert done.returncode in (0, 1) and "unexpected" not in done.stderr, done.stderr
 
 
-def test_a_full_gpu_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
-    """By the name of torch's class, because torch is not imported where it is not used."""
-    full = type("OutOfMemoryError", (RuntimeError,), {"__module__": "torch"})
+FULL = {
+    "CUDA out of memory. Tried to allocate 2.00 GiB.": "OutOfMemoryError",
+    "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`": "RuntimeError",
+    "Triton Error [CUDA]: out of memory": "RuntimeError",
+}
+
+
+@pytest.mark.parametrize("text", FULL)
+def test_a_full_gpu_is_one_sentence(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """By the name of torch's class, because torch is not imported where it is not used; libraries of CUDA use words."""
+    full = type(FULL[text], (RuntimeError,), {"__module__": "torch"})
     with pytest.raises(SystemExit) as ended, explain():
-        raise full("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        raise full(text)
     assert ended.value.code == 1
     assert capsys.readouterr().err == (
         "quantkit: the GPU's memory is full; end other programs on it, or add --device cpu\n"

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -23,6 +24,11 @@ WORDS = (
     *("-t", "awq", "-t", "gptq", "--group-size", "32", "--samples", "8", "--seq-len", "128"),
     *("--threads", "1"),
 )
+PRETENDED = (
+    ("convert", "-t", "awq", "-t", "gptq", "--group-size", "32"),
+    ("gguf", "-t", "q4_0", "-t", "q4_1", "-t", "iq4_nl", "--solver", "feedback"),
+    ("gguf", "-t", "q4_k_m", "--solver", "feedback"),
+)
 
 
 @pytest.mark.full
@@ -36,15 +42,7 @@ def test_tensors_of_torch_give_the_logits_that_arrays_of_numpy_give(tmp_path: Pa
         np.savez(models / f"{name}.npz", **tensors, **{"config.json": np.array(json.dumps(config))})
         ours[name] = reference_logits(tensors.__getitem__, config, TOKENS)
     script = REPOSITORY / "tests" / "forward" / "with_torch.py"
-    peer = peer_converter()
-    done = subprocess.run(
-        [str(peer.python), str(script), str(models), str(out), json.dumps(list(TOKENS))],
-        # what quantkit imports and the peer's environment lacks comes from this one, after its own packages
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY), "MORE_PACKAGES": str(Path(np.__file__).parents[1])},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = run_peer(script, str(models), str(out), json.dumps(list(TOKENS)))
     assert done.returncode == 0, done.stderr[-4000:]
     with np.load(out) as results:
         assert {name.removesuffix(" held") for name in results} == set(NATIVE) <= set(all_cases())
@@ -53,12 +51,21 @@ def test_tensors_of_torch_give_the_logits_that_arrays_of_numpy_give(tmp_path: Pa
     assert {name: value for name, value in off.items() if not value <= allowed[name]} == {}
 
 
-def convert_with_torch(source: Path, out: Path, *words: str, **request: object) -> "subprocess.CompletedProcess[str]":
-    """A conversion whose calibration runs on tensors of torch. `request`: see calibrate_with_torch.py."""
-    script = REPOSITORY / "tests" / "forward" / "calibrate_with_torch.py"
-    asked = {"words": ["convert", str(source), "-o", str(out), *WORDS, *words], "least_side": 1 << 30, **request}
+def convert_with_torch(source: Path, out: Path, **request: object) -> "subprocess.CompletedProcess[str]":
+    """A conversion to AWQ and GPTQ whose calibration runs on tensors of torch. `request`: see `run_with_torch`."""
+    return run_with_torch("convert", str(source), "-o", str(out), *WORDS, **request)
+
+
+def run_with_torch(*words: str, **request: object) -> "subprocess.CompletedProcess[str]":
+    """A command whose calibration runs on tensors of torch. `request`: see calibrate_with_torch.py."""
+    asked = {"words": words, "least_side": 1 << 30, **request}
+    return run_peer(REPOSITORY / "tests" / "forward" / "calibrate_with_torch.py", json.dumps(asked))
+
+
+def run_peer(script: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    """A script in the environment that has torch; what quantkit imports and it lacks comes from this one."""
     return subprocess.run(
-        [str(peer_converter().python), str(script), json.dumps(asked)],
+        [str(peer_converter().python), str(script), *arguments],
         env={**os.environ, "PYTHONPATH": str(REPOSITORY), "MORE_PACKAGES": str(Path(np.__file__).parents[1])},
         capture_output=True,
         text=True,
@@ -137,6 +144,40 @@ def test_a_full_device_keeps_the_finished_layers(tmp_path: Path) -> None:
     again = quantkit("convert", str(source), "-o", str(out), *WORDS, "--device", "cpu", "--format", "json")
     assert again.code == 0, again.stderr
     assert json.loads(again.stdout)["resumed_layers"] == 1
+
+
+@pytest.mark.full
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("words", PRETENDED, ids=" ".join)
+def test_on_a_device_no_operation_takes_tensors_of_two_devices(words: tuple[str, ...], tmp_path: Path) -> None:
+    """A device that is the CPU's memory, and refuses what a GPU refuses (tests/helpers/pretended_cuda.py)."""
+    size = 256 if "q4_k_m" in words else 64
+    variant = "mixtral" if "awq" in words else "llama2"
+    source = tiny_llama(tmp_path / "model", variant=variant, hidden=size, intermediate=256, layers=1)
+    words = (*words, "--samples", "8", "--seq-len", "64", "--no-logits", "--device", "cuda", "--threads", "2")
+    words = (words[0], str(source), "-o", str(tmp_path / "out"), *words[1:], "--format", "json")
+    done = run_with_torch(*words, least_side=16, pretended=True)
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert json.loads(done.stdout)["gpu_peak_memory_bytes"] == 1 << 30  # what the device says
+    # two files of states, and two of a layer with experts
+    states = 8 * 64 * size * 4
+    assert f"pinned {states * (4 if variant == 'mixtral' else 2)}" in done.stderr
+
+
+def test_a_gpu_that_torch_cannot_use_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise RuntimeError("CUDA error: no kernel image is available for execution on the device\nCUDA kernel errors")
+
+    cuda = SimpleNamespace(is_available=lambda: True)
+    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=cuda, ones=refuse, __version__="2.13"))
+    monkeypatch.setattr("quantkit.forward.devices._has_driver", lambda: True)
+    assert find_device("auto") is None
+    with pytest.raises(UsageError) as refused:
+        find_device("cuda")
+    assert str(refused.value) == (
+        "--device cuda: torch 2.13 cannot compute on the GPU (CUDA error: no kernel image is available for execution on"
+        " the device); use --device cpu, or install a torch that is built for this machine's GPU and driver"
+    )
 
 
 def test_the_cpu_is_numpys_and_auto_takes_it_where_there_is_no_driver(monkeypatch: pytest.MonkeyPatch) -> None:
