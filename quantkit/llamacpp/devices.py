@@ -25,6 +25,20 @@ def _function(name: str, result: Any, *arguments: Any) -> Any:
 
 
 _pointer = ctypes.c_void_p
+
+
+class _Props(ctypes.Structure):
+    """ggml_backend_dev_props, with room for what a later version adds."""
+
+    _fields_ = (
+        *((name, ctypes.c_char_p) for name in ("name", "description")),
+        *((name, ctypes.c_size_t) for name in ("memory_free", "memory_total")),
+        ("type", ctypes.c_int),
+        ("device_id", ctypes.c_char_p),
+        ("room", ctypes.c_byte * 256),
+    )
+
+
 _load = _function("ggml_backend_load", _pointer, ctypes.c_char_p)
 _registered = _function("ggml_backend_reg_by_name", _pointer, ctypes.c_char_p)
 _register = _function("ggml_backend_register", None, _pointer)
@@ -34,9 +48,7 @@ _device = _function("ggml_backend_dev_get", _pointer, ctypes.c_size_t)
 _name = _function("ggml_backend_dev_name", ctypes.c_char_p, _pointer)
 _description = _function("ggml_backend_dev_description", ctypes.c_char_p, _pointer)
 _kind = _function("ggml_backend_dev_type", ctypes.c_int, _pointer)
-_memory = _function(
-    "ggml_backend_dev_memory", None, _pointer, ctypes.POINTER(ctypes.c_size_t), ctypes.POINTER(ctypes.c_size_t)
-)
+_properties = _function("ggml_backend_dev_get_props", None, _pointer, ctypes.POINTER(_Props))
 
 
 def add_rpc_servers(endpoints: Sequence[str]) -> None:
@@ -92,7 +104,8 @@ def devices(request: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def offload_devices() -> list[dict[str, Any]]:
-    """The GPUs that llama.cpp uses: name, description, total and free memory in bytes.
+    """The GPUs that llama.cpp uses: name, description, total and free memory in bytes, and `pci`, such as
+    "0000:c1:00.0", or None.
 
     llama.cpp takes RPC servers first, then the GPUs of this machine; integrated ones only if there is no other
     (src/llama.cpp).
@@ -103,8 +116,10 @@ def offload_devices() -> list[dict[str, Any]]:
     integrated = [device for device in devices if _kind(device) == _INTEGRATED and device not in servers]
     records = []
     for device in servers + (gpus or integrated):
-        free, total = ctypes.c_size_t(), ctypes.c_size_t()
-        _memory(device, ctypes.byref(free), ctypes.byref(total))
+        props = _Props()
+        _properties(device, ctypes.byref(props))
         name, description = _name(device).decode(), _description(device).decode()
-        records.append({"name": name, "description": description, "memory": total.value, "free": free.value})
+        pci = props.device_id.decode() if props.device_id else None
+        sizes = {"memory": props.memory_total, "free": props.memory_free}
+        records.append({"name": name, "description": description, **sizes, "pci": pci})
     return records

@@ -40,7 +40,7 @@ class Loaded:
                 _evaluate(running, tokens)
         return {
             "log": lines,
-            "devices": [device["name"] for device in offload_devices()],
+            "devices": {device["name"]: device["pci"] for device in offload_devices()},
             "n_ctx": n_ctx,
             "rss_before": before,
             "peak_rss": memory.peak(),

@@ -26,12 +26,16 @@ _OFFLOADED = re.compile(r"^load_tensors: offloaded (\d+)/(\d+) layers")
 
 @dataclass(frozen=True)
 class Device:
-    """A device that can hold layers. Sizes are bytes as the device reports them; 0 if it reports none."""
+    """A device that can hold layers. Sizes are bytes as the device reports them; 0 if it reports none.
+
+    `pci`: its PCI bus id, such as "0000:c1:00.0".
+    """
 
     name: str
     description: str
     memory: int
     free: int
+    pci: str | None = None
 
 
 @dataclass(frozen=True)
@@ -144,7 +148,7 @@ def loaded_memory(
     request = options.request(model)
     with LlamaSession(model) as session:
         loaded = session.ask({"task": "load", "n_ctx": n_ctx, **request}, timeout=timeout)
-        figures = driver.of(session.pid)
+        figures = driver.of(session.pid, loaded["devices"])
     offloaded = [match for match in map(_OFFLOADED.match, loaded["log"]) if match]
     buffers = _buffers(loaded["log"])
     return LoadedMemory(

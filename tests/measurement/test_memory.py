@@ -163,6 +163,7 @@ def nvml(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
     module.nvmlInit = lambda: None
     module.nvmlDeviceGetCount = lambda: 2
     module.nvmlDeviceGetHandleByIndex = lambda i: i
+    module.nvmlDeviceGetPciInfo = lambda i: SimpleNamespace(busId=(b"00000000:C1:00.0", "00000001:1B:00.0")[i])
     module.nvmlDeviceGetMemoryInfo = lambda i: SimpleNamespace(used=module.used[i])
     module.nvmlDeviceGetComputeRunningProcesses = lambda i: module.processes[i]
     monkeypatch.setitem(sys.modules, "pynvml", module)
@@ -175,6 +176,14 @@ def test_the_drivers_figure_is_the_processs_or_else_the_difference(nvml: ModuleT
     assert [(f.name, f.bytes, f.method) for f in driver.of(7)] == [("GPU 0", 1000, "difference")]
     nvml.processes = [[SimpleNamespace(pid=7, usedGpuMemory=900), SimpleNamespace(pid=8, usedGpuMemory=50)], []]
     assert [(f.name, f.bytes, f.method) for f in driver.of(7)] == [("GPU 0", 900, "process")]
+
+
+def test_a_gpu_has_the_name_that_llama_cpp_gives_it_by_its_pci_bus(nvml: ModuleType) -> None:
+    """CUDA numbers the fastest GPU first, the driver the first one on the bus."""
+    driver = DriverMemory()
+    nvml.used = [1100, 300]
+    assert [f.name for f in driver.of(7, {"CUDA0": "0001:1b:00.0", "CUDA1": "0000:c1:00.0"})] == ["CUDA1", "CUDA0"]
+    assert [f.name for f in driver.of(7, {"CUDA0": "0001:1b:00.0", "Vulkan0": None})] == ["GPU 0", "CUDA0"]
 
 
 def test_without_a_driver_there_is_no_figure(nvml: ModuleType) -> None:
