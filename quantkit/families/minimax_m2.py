@@ -58,6 +58,15 @@ def rotary(config: Config) -> int:
     return int(given(config, "rotary_dim", default=partial_rotary(config)))
 
 
+def check_rotary(config: Config) -> None:
+    """Raises CheckpointError if config.json states an odd number of rotated values, or more than a head has."""
+    rotated = optional_size(config, "rotary_dim")
+    if rotated is not None and (rotated % 2 or rotated > head_dim(config)):
+        raise CheckpointError(
+            f"config.json: rotary_dim {rotated} must be even and at most head_dim {head_dim(config)}; correct it"
+        )
+
+
 def _keys(arch: str, sizes: Hyperparameters) -> list[Key]:
     return [
         *base_keys(arch, sizes),
@@ -80,11 +89,7 @@ def _prepare(config: dict[str, Any]) -> dict[str, Any]:
     experts, used = optional_size(config, "num_local_experts") or 0, size(config, "num_experts_per_tok")
     if used > experts:
         raise CheckpointError(f"config.json: num_experts_per_tok {used} is more than num_local_experts {experts}")
-    rotated = optional_size(config, "rotary_dim")
-    if rotated is not None and (rotated % 2 or rotated > head_dim(config)):
-        raise CheckpointError(
-            f"config.json: rotary_dim {rotated} must be even and at most head_dim {head_dim(config)}; correct it"
-        )
+    check_rotary(config)
     return config
 
 

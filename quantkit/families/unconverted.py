@@ -11,7 +11,7 @@ from quantkit.tokenizer.roles import TokenRoles
 _NOT_PLANNABLE = (
     *("jina-bert-v3", "neo-bert"),
     *("clip", "wavtokenizer-dec", "deepseek4"),
-    *("llada", "llada-moe", "dream", "rnd1", "minimax-m3", "dflash", "eagle3"),
+    *("llada", "llada-moe", "dream", "rnd1", "dflash", "eagle3"),
     *("rwkv6qwen2", "arwkv7"),
     "plamo2",
 )
@@ -42,7 +42,7 @@ K2HorizonForCausalLM KevModel KimiK3ForConditionalGeneration
 LLaDAMoEModel LLaDAMoEModelLM LLaDAModelLM LevModel Lfm25AudioTokenizer
 Lfm2BidirectionalForMaskedLM Lfm2BidirectionalModel Lfm2DSparkDraftModel Lfm2Model LingDSparkModel
 LlamaForCausalLMEagle3 LlavaStableLMEpochForCausalLM MapleForCausalLM
-MiMoV2ForCausalLM MiniMaxM1ForCausalLM MiniMaxM3SparseForCausalLM MiniMaxM3SparseForConditionalGeneration
+MiMoV2ForCausalLM MiniMaxM1ForCausalLM
 MiniMaxText01ForCausalLM ModernBertDecisionModel MuseGlimmerAssistantModel NanbeigeForCausalLM
 NemotronHPuzzleForCausalLM NeoBERT NeoBERTForSequenceClassification NeoBERTLMHead NimbleModel OpenJevModel
 PLMForCausalLM PLaMo2ForCausalLM Plamo2ForCausalLM PlamoForCausalLM PocketTTSModel PplxDeciderModel

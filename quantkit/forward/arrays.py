@@ -127,7 +127,7 @@ def where(mask: npt.NDArray[np.bool_], x: Any, y: Array | float) -> Array:
     return values
 
 
-def put_where(target: Array, mask: npt.NDArray[np.bool_], values: Array) -> None:
+def put_where(target: Array, mask: npt.NDArray[np.bool_], values: Array | float) -> None:
     """Set `target` to `values` where `mask`."""
     if namespace(target) is np:
         np.copyto(target, values, where=mask)

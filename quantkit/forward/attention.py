@@ -8,10 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantkit.forward.arithmetic import alibi_slopes, normalise, sigmoid, turn
-from quantkit.forward.arrays import Array, device, empty, namespace, place
+from quantkit.forward.arrays import Array, device, empty, namespace, place, put_where
 from quantkit.forward.chunks import softplus
 from quantkit.forward.config_keys import Config, given, head_dim
-from quantkit.forward.indexer import excluded_keys
+from quantkit.forward.indexer import excluded_blocks, excluded_keys
 from quantkit.forward.layer import Context, Layer
 from quantkit.forward.mixers import Attention, Indexer
 from quantkit.forward.rope import rope_frequencies
@@ -26,12 +26,16 @@ def attend(part: Attention, layer: Layer, x: Array, context: Context) -> Array:
     """Attention over the hidden states x (n, hidden): (n, hidden)."""
     gate: Array | None = None
     excluded: Array | None = None
+    apart: NDArray[np.bool_] | None = None
     if part.latent:
         q, k, v, short = _latent(part, layer, x)
         if part.indexer:
             excluded = _excluded(part.indexer, part, layer, x, short, context)
     else:
         q, k, v, gate = _plain(part, layer, x, context)
+        if part.blocks and part.blocks.layers(layer.config, layer.number):
+            angles = _angles(layer.config, part.rotary(layer.config), x)
+            apart = excluded_blocks(part.blocks, layer, layer.at + part.at, x, part.norm, angles)
     (heads, n, size), groups, where = q.shape, len(k), device(x)
     cap = layer.config.get(part.softcap) if part.softcap else None
     scale = part.scale(layer.config, layer.number) / (cap or 1.0)
@@ -71,6 +75,10 @@ def attend(part: Attention, layer: Layer, x: Array, context: Context) -> Array:
             by_head += place(np.where(far, -np.inf, 0.0).astype(np.float32), where)
         if excluded is not None:
             by_head[:, excluded[start:stop, first:last]] = -np.inf
+        if apart is not None:
+            # a choice for each group of heads that share a key
+            by_group = by_head.reshape(groups, heads // groups, rows, last - first)
+            put_where(by_group, apart[:, None, start:stop, first:last], -np.inf)
         parts, total = _softmax_parts(by_head, sinks)
         mixed = (parts.reshape(scores.shape) @ v[:, first:last]).reshape(heads, rows, -1)
         mixed /= total  # fewer divisions than on the scores

@@ -1,13 +1,14 @@
-"""The indexer of DeepSeek Sparse Attention (DeepSeek-V3.2-Exp, section 2.1): which keys each query attends to."""
+"""Which keys each query attends to: DeepSeek Sparse Attention (DeepSeek-V3.2-Exp, section 2.1), and MiniMax M3's."""
 
 from typing import Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from quantkit.forward.arithmetic import turn
 from quantkit.forward.arrays import Array, ascending, device, namespace, place
 from quantkit.forward.config_keys import Config
-from quantkit.forward.mixers import Indexer
+from quantkit.forward.mixers import BlockIndexer, Indexer
 from quantkit.forward.parts import Norm
 from quantkit.forward.weights import Weights
 
@@ -51,4 +52,38 @@ def excluded_keys(
         later = place(np.arange(stop)[None, :] > np.arange(start, stop)[:, None], where)
         scores = xp.where(later, -np.inf, scores)
         excluded[start:stop, :stop] = ascending(ascending(-scores)) >= top
+    return excluded
+
+
+def excluded_blocks(
+    part: BlockIndexer, layer: Layer, at: str, x: Array, norm: Norm, angles: tuple[Array, Array]
+) -> NDArray[np.bool_] | None:
+    """Which keys a query does not attend to: bool (index heads, n, n), queries before keys; None if all are chosen.
+
+    `x` (n, hidden) is the input of attention, `angles` cos and sin. The score of a block is that of its best key up to
+    the query. Names are below `at`.
+    """
+    config, n = layer.config, len(x)
+    heads, size, block = part.heads(config), part.width(config), part.block(config)
+    top, count = part.top(config), -(-n // block)
+    q = layer.weights.linear(at + part.queries, x, heads * size).reshape(n, heads, size)
+    k = layer.weights.linear(at + part.keys, x, size)
+    if count <= top:
+        return None
+    q, k = layer.norm(at + part.norms[0], q, norm), layer.norm(at + part.norms[1], k, norm)
+    q, k = turn(q.swapaxes(0, 1), *angles, "half"), turn(k[None], *angles, "half")[0]
+    xp, where = namespace(x), device(x)
+    blocks = np.arange(count)
+    excluded: NDArray[np.bool_] = place(np.ones((heads, n, n), bool), where)
+    for start in range(0, n, _ROWS):
+        stop = min(start + _ROWS, n)
+        own = np.arange(start, stop)[:, None]
+        later = place(np.arange(count * block) > own, where)
+        scores = place(np.full((heads, stop - start, count * block), -np.inf, np.float32), where)
+        scores[..., :n] = q[:, start:stop] @ k.swapaxes(0, 1)
+        best = xp.where(later, -np.inf, scores).reshape(heads, stop - start, count, block)
+        local = place((blocks <= own // block) & (blocks > own // block - part.local(config)), where)
+        ranked = xp.where(local, np.inf, xp.amax(best, axis=-1))
+        left_out = ascending(ascending(-ranked)) >= top
+        excluded[:, start:stop] = left_out[..., place(np.arange(n) // block, where)]
     return excluded

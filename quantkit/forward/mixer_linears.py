@@ -9,7 +9,16 @@ from quantkit.forward.description import Architecture, Laurel
 from quantkit.forward.kimi_parts import KimiDelta
 from quantkit.forward.layer_parts import NO_PART, LayerNames, Part, rows, rows_of_heads, side_by_side
 from quantkit.forward.linears import Input, Linear, NormFold, RowFold
-from quantkit.forward.mixers import Attention, DeltaNet, Indexer, Mamba, Mamba2, ShortConvolution, TimeMix
+from quantkit.forward.mixers import (
+    Attention,
+    BlockIndexer,
+    DeltaNet,
+    Indexer,
+    Mamba,
+    Mamba2,
+    ShortConvolution,
+    TimeMix,
+)
 from quantkit.forward.time_mix import BARE, low_rank_names
 
 
@@ -75,7 +84,8 @@ def _plain(part: Attention, layer: LayerNames) -> Part:
     per_head = part.gate_per_head(config)
     width = part.gate_width(config, heads)
     gates = (Linear(at + part.gate, layer.hidden, width, part.form, kept=per_head),) if part.gate else ()
-    inputs = (Input("attention", readers + gates), Input("attention.out", (out,)))
+    choosers = _block_indexer(part.blocks, layer, at)
+    inputs = (Input("attention", readers + gates + choosers), Input("attention.out", (out,)))
     clipped = part.clip is not None and config.get(part.clip) is not None
     foldable = own_values and not shares and not clipped and part.value_norm is None
     folds = (RowFold(readers[-1], value_rows, "attention.out"),) if foldable else ()
@@ -117,6 +127,16 @@ def _indexer(
     keys = Linear(at + part.at + part.keys, layer.hidden, size, kept=True)
     weights = Linear(at + part.at + part.weights, layer.hidden, heads, kept=True)
     return (keys, weights), (Linear(at + part.at + part.queries, rank, heads * size, kept=True),)
+
+
+def _block_indexer(part: BlockIndexer | None, layer: LayerNames, at: str) -> tuple[Linear, ...]:
+    """The linears that choose blocks of keys; they keep their precision as those of an indexer do."""
+    config = layer.config
+    if part is None or not part.layers(config, layer.number):
+        return ()
+    widths = (part.heads(config) * part.width(config), part.width(config))
+    names = (part.queries, part.keys)
+    return tuple(Linear(at + name, layer.hidden, width, kept=True) for name, width in zip(names, widths, strict=True))
 
 
 def _delta_net(part: DeltaNet, layer: LayerNames) -> Part:

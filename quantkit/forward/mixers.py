@@ -37,6 +37,32 @@ class Indexer:
 
 
 @dataclass(frozen=True)
+class BlockIndexer:
+    """MiniMax Sparse Attention: index heads score the keys, and a query attends to the blocks of the best keys.
+
+    Each key head has an index head. Index queries and keys are normed and rotated as those of attention are.
+
+    Attributes:
+        queries, keys: linears for index queries and for one index key.
+        norms: those of an index query and of the index key.
+        block: keys of a block, which is scored by its best key.
+        top: number of blocks that a query attends to.
+        local: number of blocks that a query always attends to: its own and those before it.
+        layers: whether a layer has it.
+    """
+
+    layers: Callable[[Config, int], bool]
+    heads: Callable[[Config], int]
+    width: Callable[[Config], int]
+    block: Callable[[Config], int]
+    top: Callable[[Config], int]
+    local: Callable[[Config], int]
+    queries: str = "index_q_proj"
+    keys: str = "index_k_proj"
+    norms: tuple[str, str] = ("index_q_norm", "index_k_norm")
+
+
+@dataclass(frozen=True)
 class Attention:
     """Attention with heads, of which several may share a key and a value.
 
@@ -69,6 +95,7 @@ class Attention:
         latent: DeepSeek's latent attention: queries, keys and values from short vectors; all heads share the rotated
             part of the key.
         indexer: with latent attention, what chooses the keys that a query attends to.
+        blocks: without latent attention, what chooses the blocks of keys that a query attends to.
         value_norm: the norm of a value over its head.
         keys_as_values: whether a layer's values are its keys before norm and rope.
         shared_from: the earlier layer whose keys and values a layer uses; None for a layer with keys and values.
@@ -107,6 +134,7 @@ class Attention:
     sinks: str | None = None
     latent: bool = False
     indexer: Indexer | None = None
+    blocks: BlockIndexer | None = None
     value_norm: Norm | None = None
     keys_as_values: Callable[[Config, int], bool] = lambda _config, _layer: False
     shared_from: Callable[[Config, int], int | None] = lambda _config, _layer: None

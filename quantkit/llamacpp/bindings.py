@@ -118,6 +118,7 @@ _FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "llama_model_get_vocab": (_pointer, (_pointer,)),
     "llama_model_has_encoder": (_bool, (_pointer,)),
     "llama_model_has_decoder": (_bool, (_pointer,)),
+    "llama_model_meta_val_str": (_int, (_pointer, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_size_t)),
     "llama_model_n_params": (ctypes.c_uint64, (_pointer,)),
     "llama_model_n_embd_inp": (_int, (_pointer,)),
     "llama_model_n_swa": (_int, (_pointer,)),

@@ -59,7 +59,8 @@ def text_tokens(request: dict[str, Any]) -> dict[str, Any]:
 def logits(request: dict[str, Any]) -> None:
     """Writes (n_tokens, n_vocab) float32 to request["out"].
 
-    The KV cache is float32 and flash attention off, for exactness. With request["by_default"] a token is evaluated
+    The KV cache is float32 and flash attention off, for exactness; a model that attends to blocks of keys does so with
+    flash attention only. With request["by_default"] a token is evaluated
     again as llama.cpp does by default, after a message of progress.
     """
     tokens = request["tokens"]
@@ -84,7 +85,7 @@ def _write_logits(model: Any, request: dict[str, Any]) -> None:
         n_ctx=len(tokens),
         n_batch=len(tokens),
         n_ubatch=len(tokens),
-        flash_attn_type=0,
+        flash_attn_type=int(_attends_to_blocks(model)),
         type_k=_F32,
         type_v=_F32,
     ) as running:
@@ -101,6 +102,14 @@ def _write_logits(model: Any, request: dict[str, Any]) -> None:
                 np.memmap(file, np.float32, "r+", 0, values.shape)[:] = values
         except OSError as error:
             raise Failed(f"could not write its logits: {error.strerror}") from error
+
+
+def _attends_to_blocks(model: Any) -> bool:
+    """Whether an indexer chooses blocks of keys (MiniMax M3)."""
+    arch = ctypes.create_string_buffer(256)
+    llama.llama_model_meta_val_str(model, b"general.architecture", arch, len(arch))
+    key = arch.value + b".attention.indexer.block_size"
+    return bool(llama.llama_model_meta_val_str(model, key, arch, len(arch)) > 0)
 
 
 def load_projector(request: dict[str, Any]) -> None:

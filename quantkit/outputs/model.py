@@ -39,6 +39,8 @@ _F32_NAMES = (
     "ssm_conv1d.weight",
     *(f"ssm_conv1d_{part}.weight" for part in "qkv"),
     "shortconv.conv.weight",
+    "indexer.q_proj.weight",
+    "indexer.k_proj.weight",
     *(f"time_mix_{part}.weight" for part in ("first", "w1", "w2", "decay_w1", "decay_w2", "lerp_fused")),
 )
 _ENDS = ("token_embd.weight", "output_norm.weight", "output.weight")

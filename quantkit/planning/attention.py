@@ -163,14 +163,14 @@ def _attend(
     mask = cache.mask if mask is None else mask
     q, k, v = heads.q, heads.k, heads.v
     if cache.k_turn is not None:
-        q, k = _turned(q, cache.k_turn), k and _turned(k, cache.k_turn)
+        q, k = turned(q, cache.k_turn), k and turned(k, cache.k_turn)
     if cache.v_turn is not None:
-        v = v and _turned(v, cache.v_turn)
+        v = v and turned(v, cache.v_turn)
     flash, cells = d.context.flash_on, cache.cells
     for projection in (q, k, v) if d.shape.window else (q, v, k):
         if projection is not None:
             d.graph.expand(projection)
-    keys, values = _cached(d, layer, k, v)
+    keys, values = cached(d, layer, k, v)
     head_v, n_head = values.shape[0], layer.n_head
     q = permuted(view(q, (*q.shape[:3], 1), q.stride[1:]))
     if flash and bias is None:
@@ -194,11 +194,11 @@ def _attend(
         out.on_cpu = not d.context.kv_on_gpu
     d.graph.expand(out)
     if cache.v_turn is not None:
-        out = _turned(out, cache.v_turn)
+        out = turned(out, cache.v_turn)
     return out
 
 
-def _cached(d: Drawing, layer: Layer, k: Tensor | None, v: Tensor | None) -> tuple[Tensor, Tensor]:
+def cached(d: Drawing, layer: Layer, k: Tensor | None, v: Tensor | None) -> tuple[Tensor, Tensor]:
     """Store keys and values in the cache of their layer; the keys and values of all its cells."""
     cache = d.caches[layer.slides]
     size = block_size(d.context.kv_cache)
@@ -233,7 +233,7 @@ def _decompressed(d: Drawing, x: Tensor, rows: int, n_head: int) -> Tensor:
     return out
 
 
-def _turned(x: Tensor, turn: Tensor) -> Tensor:
+def turned(x: Tensor, turn: Tensor) -> Tensor:
     """The Hadamard rotation before a quantized cache (llama_mul_mat_hadamard)."""
     size = turn.shape[0]
     rows = x.shape[0] * x.shape[1] * x.shape[2] // size

@@ -29,6 +29,25 @@ class Index:
     turn: Tensor
 
 
+@dataclass(frozen=True)
+class Blocks:
+    """Inputs of a choice of blocks of positions, and the usual mask in float32 (llm_graph_input_msa).
+
+    Attributes:
+        bias: of blocks that a token always attends to, (blocks, tokens).
+        seen: the mask by position, (positions, tokens).
+        slots: the cell of each position.
+        cells: the block of each cell.
+        usual: the mask by cell, (cells, tokens).
+    """
+
+    bias: Tensor
+    seen: Tensor
+    slots: Tensor
+    cells: Tensor
+    usual: Tensor
+
+
 class Drawing:
     """The graph of one physical batch of `n` tokens; `layer` is the current layer, None outside the layers."""
 
@@ -47,6 +66,7 @@ class Drawing:
         self.caches = {slides: self._cache(slides) for slides in (False, True) if not slides or shape.window}
         self.index = self._index() if shape.index_width else None
         self.chosen_cells: Tensor | None = None
+        self.blocks: Blocks | None = None
         self.first_values: list[Tensor] = []
         self.buckets: Tensor | None = None
 

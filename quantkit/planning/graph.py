@@ -9,6 +9,7 @@ from collections.abc import Callable, Hashable, Sequence
 from quantkit.families import Traits
 from quantkit.planning.altup import altup_layer, merged, spread
 from quantkit.planning.attention import attention, mla
+from quantkit.planning.blocks import block_attention
 from quantkit.planning.context import Context
 from quantkit.planning.delta_net import delta_net
 from quantkit.planning.drawing import Drawing
@@ -134,6 +135,8 @@ def _decoder_layer(d: Drawing, x: Tensor, layer: Layer, number: int) -> Tensor:
     if layer.has("attn_norm_2.weight"):
         attended = d.norm(x, "attn_norm_2", layer.tensors)
     draw: Draw = mla if layer.has("attn_kv_a_mqa.weight") else attention
+    if layer.has("indexer.q_proj.weight") and d.context.flash_on:
+        draw = block_attention
     if layer.is_recurrent:
         draw = _recurrent(layer, traits)
     elif layer.has_one_linear:

@@ -181,6 +181,9 @@ def kv_of_layers(shape: ModelShape, context: Context) -> list[int]:
         sizes[number] += row(layer.n_head_kv * layer.head_k, values) * cells
         if layer.has("indexer.attn_k.weight"):
             sizes[number] += row_bytes(kind, shape.index_width) * cells
+        if layer.has("indexer.k_proj.weight"):
+            # this cache has values too, which nothing reads
+            sizes[number] += row(shape.index_width, layer.head_v) * cells
     return sizes
 
 

@@ -56,6 +56,7 @@ def of_size_t5(case: str, hidden: int, ffn: int, layers: int, heads: int, **more
 
 
 _STEP_LAYERS = [("full" if layer % 4 == 0 else "sliding") + "_attention" for layer in range(48)]
+_M3_LAYERS = [0] * 3 + [1] * 57
 
 WITHOUT_CLASS = {
     "Jais 13B": JAIS_13B,
@@ -177,6 +178,26 @@ WITHOUT_CLASS = {
         rope_theta=[5000000.0 if kind == "full_attention" else 10000.0 for kind in _STEP_LAYERS],
         share_expert_dim=1280,
         vocab_size=128896,
+    ),
+    "MiniMax M3": of_size(
+        *("minimax-m3-text", 6144, 3072, 60, 64),
+        dense_intermediate_size=12288,
+        head_dim=128,
+        moe_layer_freq=_M3_LAYERS,
+        num_experts_per_tok=4,
+        num_key_value_heads=4,
+        num_local_experts=128,
+        rotary_dim=64,
+        shared_intermediate_size=3072,
+        sparse_attention_config={
+            "sparse_attention_freq": _M3_LAYERS,
+            "sparse_block_size": 128,
+            "sparse_index_dim": 128,
+            "sparse_local_block": 1,
+            "sparse_num_index_heads": 4,
+            "sparse_topk_blocks": 16,
+        },
+        vocab_size=200064,
     ),
     "Nemotron-H 8B": of_size(
         *("nemotron-h", 4096, 21504, 52, 32),

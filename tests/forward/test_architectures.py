@@ -68,6 +68,8 @@ def test_every_architecture_of_the_reference_is_compared() -> None:
         *(
             "JinaBertModel",
             "LlamaBidirectionalModel",
+            "MiniMaxM3SparseForCausalLM",
+            "MiniMaxM3SparseForConditionalGeneration",
             "MuseGlimmerForConditionalGeneration",
             "Rwkv7ForCausalLM",
             "Step3p5ForCausalLM",

@@ -53,6 +53,10 @@ static std::unique_ptr<peer_loaded> peer_load(common_params & params) {
     of_context.n_threads = of_context.n_threads_batch = 2;
     of_context.type_k = of_context.type_v = GGML_TYPE_F32;
     of_context.flash_attn_type = LLAMA_FLASH_ATTN_TYPE_DISABLED;
+    char size[16]; // MiniMax M3 chooses blocks of keys with flash attention only
+    if (llama_model_meta_val_str(result->loaded, "minimax-m3.attention.indexer.block_size", size, sizeof(size)) > 0) {
+        of_context.flash_attn_type = LLAMA_FLASH_ATTN_TYPE_ENABLED;
+    }
     of_context.cb_eval = params.cb_eval;
     of_context.cb_eval_user_data = params.cb_eval_user_data;
     result->running = llama_init_from_model(result->loaded, of_context);
