@@ -6,7 +6,8 @@ asked for. `quantkit measure` then judges all files on texts that none was calib
 Chinese one, and code. Results go to the terminal, to bench-output/quality-MODEL.json, as a table to
 bench-output/quality-MODEL.md, and as a plot to bench-output/quality-MODEL.svg.
 
-The files stay in .cache/bench/quality/MODEL-SAMPLES. A later run makes only what is missing there, and a killed run
+The files stay in .cache/bench/quality/MODEL-SAMPLES, quantkit's of other options than --solver feedback in a folder of
+these options below. A later run makes only what is missing there, and a killed run
 continues; --fresh starts over. AutoRound takes part where --auto-round names a Python that has it (pip install
 auto-round, PyPI).
 """
@@ -171,7 +172,9 @@ def _arguments() -> argparse.Namespace:
     options.add_argument("--calibration", type=Path, help="default: quantkit's own text")
     options.add_argument("--threads", type=int, default=min(2, len(os.sched_getaffinity(0))))
     options.add_argument("--plain", action="store_true", help="also llama-quantize without an importance matrix")
-    options.add_argument("--solver", nargs="+", default=["feedback"], help="of --solver, and more options of convert")
+    options.add_argument("--solver", choices=["llama.cpp", "feedback"], default="feedback", help="of quantkit's files")
+    options.add_argument("--quality", choices=["high", "best"], help="of quantkit's files, in place of --solver")
+    options.add_argument("--reorder-neurons", action="store_true", help="in quantkit's files")
     options.add_argument("--auto-round", type=Path, help="a Python with auto-round")
     options.add_argument("--auto-round-iterations", type=int, default=200, help="0: its opt-RTN")
     options.add_argument("--fresh", action="store_true", help="make every file anew")
@@ -184,8 +187,14 @@ def _options(given: argparse.Namespace, model: str) -> Options:
         calibration, length = calibration or story_texts(WORK / "quality" / "stories")[0], length or CONTEXT
     return Options(
         given.types, given.sized, given.samples, length or 512, calibration, given.threads, given.plain,
-        ["--solver", *given.solver], given.auto_round, given.auto_round_iterations,
+        _solver(given), given.auto_round, given.auto_round_iterations,
     )  # fmt: skip
+
+
+def _solver(given: argparse.Namespace) -> list[str]:
+    """The options of convert for quantkit's own files."""
+    words = ["--quality", given.quality] if given.quality else ["--solver", given.solver]
+    return [*words, *(["--reorder-neurons"] if given.reorder_neurons else [])]
 
 
 def main() -> None:

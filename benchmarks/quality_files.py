@@ -20,6 +20,7 @@ from tests.helpers.oracle import llama_quantize
 
 PLAIN, IMATRIX, FEEDBACK, SIZED = "llama-quantize", "llama-imatrix + llama-quantize", "quantkit", "quantkit, by size"
 AUTO_ROUND = "AutoRound"
+DEFAULT_SOLVER = ["--solver", "feedback"]
 
 _AUTO_ROUND = """\
 import sys
@@ -64,6 +65,14 @@ class Files:
     folder: Path
     seconds: dict[str, float] = field(default_factory=dict)
 
+    @property
+    def ours(self) -> Path:
+        """The folder of quantkit's own files; options other than those of DEFAULT_SOLVER have one of their own."""
+        words = [word.strip("-") for word in self.options.solver]
+        folder = self.folder if list(self.options.solver) == DEFAULT_SOLVER else self.folder / "-".join(words)
+        folder.mkdir(exist_ok=True)
+        return folder
+
     def make(self) -> dict[str, list[Path]]:
         """All files, by maker; a file that exists already is used as it is."""
         options = self.options
@@ -77,10 +86,10 @@ class Files:
 
     def _feedback(self) -> list[Path]:
         # one run for every type that is missing: they share its calibration
-        wanted = {kind: self.folder / f"quantkit-{kind}.gguf" for kind in self.options.types}
+        wanted = {kind: self.ours / f"quantkit-{kind}.gguf" for kind in self.options.types}
         missing = [kind for kind, path in wanted.items() if not path.exists()]
         if missing:
-            made = self.folder / f"ours-{'-'.join(missing)}"
+            made = self.ours / f"ours-{'-'.join(missing)}"
             words = [word for kind in missing for word in ("-t", kind)]
             self._timed(FEEDBACK, lambda: self._convert(made, *words, *self.options.solver))
             for kind in missing:
@@ -89,10 +98,10 @@ class Files:
         return list(wanted.values())
 
     def _sized(self, kind: str, others: Sequence[Path]) -> Path:
-        path = self.folder / f"sized-{kind}.gguf"
+        path = self.ours / f"sized-{kind}.gguf"
         if not path.exists():
             size = next(other for other in others if other.stem.endswith(f"-{kind}")).stat().st_size
-            made = self.folder / f"of-size-{kind}"
+            made = self.ours / f"of-size-{kind}"
             words = ["--target-size", str(size), *self.options.solver]
             self._timed(SIZED, lambda: self._convert(made, *words))
             next(made.rglob("*.gguf")).rename(path)

@@ -101,8 +101,10 @@ RECORD = {
             "feedback?": {
                 "damp": "string",
                 "sweeps": "integer",
+                "asymmetric": "boolean",
                 "version": "integer",
                 "without_feedback": Map("string"),
+                "neurons_reordered?": ["string"],
             },
             # AWQ and GPTQ
             "architecture?": "string?",

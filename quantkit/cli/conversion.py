@@ -185,6 +185,7 @@ def _options(conversion: Conversion, work: RunOptions, *, calibrate: bool) -> "C
         mtp=gguf.mtp,
         solver=gguf.solver_of_quality,
         sweeps=BEST_SWEEPS if gguf.quality == "best" else SWEEPS,
+        asymmetric=gguf.quality == "best",
         reorder=gguf.reorder_neurons,
         pre=gguf.pre,
         chat_template=gguf.chat_template,

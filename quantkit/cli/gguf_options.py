@@ -53,7 +53,7 @@ class GgufOptions:
     )
     quality: Literal["standard", "high", "best"] = option(
         "standard",
-        "Preset: high is --solver feedback; best also takes more sweeps of descent (slower).",
+        "Preset: high is --solver feedback; best also follows the rounded layers, in more sweeps (slower).",
     )
     reorder_neurons: bool = option(
         False,

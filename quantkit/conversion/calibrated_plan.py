@@ -95,6 +95,8 @@ def _by_forward(
             choice = choose_target_types(plan, gguf, progress)
             gguf = gguf.with_types(choice.types)
             clock.end("choose types")
+        if gguf.request.reorder:
+            gguf = gguf.with_reordered({label for entry in calibration.moved.values() for label in entry.labels})
         plan = replace(plan, gguf=gguf)
     return Calibrated(plan, calibration, choice, unseen, calibration.rounded)
 

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
+from quantkit.conversion.asymmetric_layers import AsymmetricRounder
 from quantkit.conversion.gguf_layers import FeedbackRounder
 from quantkit.conversion.gguf_pass import has_all_files
 from quantkit.conversion.layer_outputs import OUTSIDE_LAYERS, LayerOutputs, layer_step
@@ -32,6 +33,7 @@ from quantkit.outputs.plan import ConversionPlan
 from quantkit.packed.writer import FolderWriter
 from quantkit.progress import SILENT, Progress
 from quantkit.quant.neurons import Moved
+from quantkit.stream.rounded import RoundedStream
 from quantkit.stream.stream import Stream, StreamOptions
 from quantkit.workers import Workers
 
@@ -80,18 +82,23 @@ def calibrate(
         workers = stack.enter_context(Workers(plan.threads))
         quantizers = _quantizers(plan, calibration, journal, workers, stack)
         rounder = _rounder(plan, calibration, journal, workers, stack)
+        # asymmetric rounding sums Gram matrices of its own
+        gram = calibration.gram and (bool(quantizers) or not isinstance(rounder, AsymmetricRounder))
         device, hold = calibration.device, calibration.hold_states
-        options = StreamOptions(calibration.gram, calibration.propagate, device, hold_states=hold)
+        options = StreamOptions(gram, calibration.propagate, device, hold_states=hold)
         stream = Stream(native, calibration.samples.tokens, plan.work, threads=plan.threads, options=options)
         stack.enter_context(stream)
+        followers = _rounded_streams(plan, rounder, stream, stack)
         progress.start("calibrating", count)
-        first = _first_layer(plan, count, journal, stream)
+        first = _first_layer(plan, count, journal, [stream, *followers])
         if OUTSIDE_LAYERS not in journal.records:
             journal.finished(OUTSIDE_LAYERS, _copy_outside_layers(calibration, quantizers))
         if others is not None:
             others.write_outside(journal, SILENT)
         if first == 0:
             stream.embed()
+            for follower in followers:
+                follower.embed()
         else:
             progress.advance(first, f"layer {first} of {count}")
         for number in range(first, count):
@@ -155,7 +162,21 @@ def _rounder(
     if not has_all_files(plan.gguf):
         _forget_layers(plan, journal)
     sources, columns = calibration.imatrix_sources, calibration.imatrix_columns
-    return stack.enter_context(FeedbackRounder(plan.gguf, sources, columns, workers, keep=journal.resumed))
+    kind = AsymmetricRounder if plan.is_asymmetric else FeedbackRounder
+    return stack.enter_context(kind(plan.gguf, sources, columns, workers, keep=journal.resumed))
+
+
+def _rounded_streams(
+    plan: ConversionPlan, rounder: FeedbackRounder | None, stream: Stream, stack: ExitStack
+) -> list[RoundedStream]:
+    """The streams that an asymmetric rounder follows, one for each file."""
+    if not isinstance(rounder, AsymmetricRounder):
+        return []
+    streams = {
+        label: stack.enter_context(RoundedStream(stream, plan.work / f"rounded-{label}")) for label in rounder.labels
+    }
+    rounder.follow(streams)
+    return list(streams.values())
 
 
 def survey(plan: ConversionPlan, calibration: CalibrationPlan, progress: Progress) -> Squares:
@@ -197,10 +218,10 @@ def _by_linear(
     }
 
 
-def _first_layer(plan: ConversionPlan, count: int, journal: Journal, stream: Stream) -> int:
+def _first_layer(plan: ConversionPlan, count: int, journal: Journal, streams: Sequence[Stream | RoundedStream]) -> int:
     """The first unfinished layer; 0, with an empty journal, when its states or sums of squares are lost."""
     first = next((number for number in range(count) if layer_step(number) not in journal.records), count)
-    states = first == count or stream.can_start_at(first)
+    states = first == count or all(stream.can_start_at(first) for stream in streams)
     reorders = plan.gguf is not None and plan.gguf.request.reorder
     squares = [
         _squares_file(plan, number).exists() and (not reorders or _orders_file(plan, number).exists())

@@ -7,6 +7,7 @@ matrices are on a device of torch, the matrices are rounded there.
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from hashlib import blake2b
 from types import MappingProxyType
 from typing import Any
 
@@ -15,18 +16,21 @@ from gguf import GGMLQuantizationType
 from numpy.typing import NDArray
 
 from quantkit.conversion.gguf_pass import Target, check_finite, open_targets, quantize_chunk, write_at
-from quantkit.conversion.neurons import REORDERED, neurons_of
+from quantkit.conversion.neurons import neurons_of
 from quantkit.errors import CalibrationError
 from quantkit.forward.arrays import device, place, square
 from quantkit.forward.linears import LayerLinears
 from quantkit.gguf.blocks import FORMATS
+from quantkit.gguf.kernels import dequantize_rows
 from quantkit.imatrix.names import LinearKey
 from quantkit.outputs.gguf_files import GgufOutput, GgufPlan
 from quantkit.outputs.model import FLOAT_TYPES, ModelTensor, widen
+from quantkit.quant.asymmetric import correction, holds_exactly
 from quantkit.quant.feedback import Curvature, curvature, quantize_with_feedback, rows_at_once
 from quantkit.quant.fold import matrix as linear_matrix
 from quantkit.quant.held_out import GGUF_RULE, HeldOut, choose_trust, step_sizes
-from quantkit.quant.neurons import Moved, matrix_key, neuron_order
+from quantkit.quant.neurons import REORDERED, Moved, matrix_key, neuron_order
+from quantkit.stream.rounded import AsymmetricSums
 from quantkit.stream.statistics import Statistics
 from quantkit.workers import SERIAL, Workers
 
@@ -47,13 +51,39 @@ class _Matrix:
     number: int
     columns: NDArray[np.int64] | None
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(n_out, n_in)."""
+        return self.tensor.matrix_rows, self.tensor.n_columns
+
 
 @dataclass(frozen=True)
-class _Move:
+class Move:
     """The new order of a matrix, and the matrix in the source's order (n_out, n_in)."""
 
     moved: Moved
     weight: Array
+
+
+@dataclass(frozen=True)
+class RoundedInput:
+    """An input as the rounded layers of the file `label` give it, and the weights of its linears.
+
+    `source`, `rounded`: by linear, its weights (n_out, n_in); `rounded` takes the values that are written.
+    """
+
+    label: str
+    sums: AsymmetricSums
+    source: Mapping[LinearKey, Array]
+    rounded: Mapping[LinearKey, Array]
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """What a matrix is rounded by. `correction`: see `quant.asymmetric`; None for the source's own weights."""
+
+    curvature: Curvature
+    correction: Array | None = None
 
 
 class FeedbackRounder:
@@ -103,6 +133,15 @@ class FeedbackRounder:
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
+    def targets(self, name: str) -> list[Target]:
+        """The places of a tensor in the files."""
+        return self._targets[name]
+
+    def reads(self, key: LinearKey, label: str) -> bool:
+        """Whether a matrix of the linear is rounded here for the file `label`."""
+        matrices = self._matrices.get(key, [])
+        return any(target.label == label for matrix in matrices for target in self._targets[matrix.tensor.name])
+
     def begin(self) -> None:
         """Start a new layer."""
         self.rounded.clear()
@@ -112,7 +151,7 @@ class FeedbackRounder:
         self, layer: LayerLinears, expert: int | None, tensors: Mapping[str, Array], sums: Mapping[str, Statistics]
     ) -> None:
         """Round and write the matrices of one routed expert, or with None all others of the layer."""
-        moves = dict(self._moves(layer, expert, tensors, sums)) if self.plan.request.reorder else {}
+        moves = dict(self.moves(layer, expert, tensors, sums)) if self.plan.request.reorder else {}
         for entry in layer.inputs:
             if entry.expert == expert:
                 self.quantize_input([(linear.name, linear.index) for linear in entry.linears], sums[entry.key], moves)
@@ -121,13 +160,19 @@ class FeedbackRounder:
         self,
         linears: Iterable[LinearKey],
         statistics: Statistics,
-        moves: Mapping[LinearKey, _Move] = MappingProxyType({}),
+        moves: Mapping[LinearKey, Move] = MappingProxyType({}),
+        seen: RoundedInput | None = None,
     ) -> None:
-        """Round and write the matrices of the linears that read one input; those of `moves` in both orders."""
-        prepared: dict[tuple[int, bool], Curvature | str] = {}
+        """Round and write the matrices of the linears that read one input; those of `moves` in both orders.
+
+        seen: the input that the rounded layers of one file give; then only this file is written.
+        """
+        prepared: dict[tuple[int, bool], _Prepared | str] = {}
         for key in linears:
             for matrix in self._matrices.get(key, []):
                 move, targets = moves.get(key), self._targets[matrix.tensor.name]
+                if seen is not None:
+                    targets = [target for target in targets if target.label == seen.label]
                 in_place = [target for target in targets if move is None or target.label not in move.moved.labels]
                 moving = [target for target in targets if target not in in_place]
                 for change, some in ((None, in_place), (move, moving)):
@@ -136,15 +181,18 @@ class FeedbackRounder:
                     columns = change if change is not None and change.moved.part == "down" else None
                     order = id(matrix.columns), columns is not None
                     if order not in prepared:
-                        prepared[order] = self._curvature(matrix, statistics, columns)
+                        prepared[order] = self._prepare(matrix, seen.sums if seen else statistics, columns)
                     importance = _importance(statistics, matrix.columns)
                     if columns is not None:
                         importance = columns.moved.order.squares(importance)
-                    self._round(matrix, prepared[order], importance, some, change)
+                    written = None if seen is None else np.empty(matrix.shape, np.float32)
+                    self._round(matrix, prepared[order], importance, some, change, written)
+                    if seen is not None and written is not None:
+                        self._replace(matrix, written, change, seen.source[key], seen.rounded[key])
 
-    def _moves(
+    def moves(
         self, layer: LayerLinears, expert: int | None, tensors: Mapping[str, Array], sums: Mapping[str, Statistics]
-    ) -> Iterator[tuple[LinearKey, _Move]]:
+    ) -> Iterator[tuple[LinearKey, Move]]:
         """The linears whose neurons move, in the files where the type of down is REORDERED."""
         for neurons in neurons_of(layer, expert, tensors):
             matrices = {
@@ -162,7 +210,7 @@ class FeedbackRounder:
                 assert order is not None
                 moved, at = Moved(part, order, labels), matrices[part][0]
                 self.moved[matrix_key(at.tensor.name, at.number)] = moved
-                yield (linear.name, linear.index), _Move(moved, weights[part])
+                yield (linear.name, linear.index), Move(moved, weights[part])
 
     def _is_plain(self, matrix: _Matrix) -> bool:
         return matrix.columns is None and matrix.tensor.row_step == 1 and matrix.tensor.type in _DTYPES
@@ -180,25 +228,29 @@ class FeedbackRounder:
             for at in (0, 1, rows // 2, rows - 1)
         )
 
-    def _curvature(self, matrix: _Matrix, statistics: Statistics, move: _Move | None) -> Curvature | str:
-        """H, prepared; or why it cannot be used."""
+    def _prepare(self, matrix: _Matrix, sums: Statistics | AsymmetricSums, move: Move | None) -> _Prepared | str:
+        """H of the input, and the correction of the weights; or why H cannot be used."""
+        statistics, cross = (sums.statistics, sums.cross) if isinstance(sums, AsymmetricSums) else (sums, None)
         gram, held_out = statistics.gram, statistics.held_out
         assert gram is not None and held_out is not None
         workers = self.workers if device(gram) is None else SERIAL
         if matrix.columns is not None:
             order = place(matrix.columns, device(gram))
             gram, held_out = square(gram, order), square(held_out, order)
+            cross = None if cross is None else square(cross, order)
         if move is not None:
             gram, held_out = move.moved.order.gram(gram), move.moved.order.gram(held_out)
+            cross = None if cross is None else move.moved.order.gram(cross)
         count, name = statistics.gram_tokens, f"the input of {matrix.tensor.name}"
         try:
             rows = self._middle_rows(matrix)
             steps = step_sizes(rows if move is None else move.moved.order.columns(rows), _GROUP)
             held = HeldOut(held_out, statistics.held_out_tokens)
             trust = choose_trust(gram, count, held, steps, workers, rule=GGUF_RULE)
-            return curvature(gram, count, damp=trust.damp, shrink=trust.shrink, name=name, workers=workers)
+            by = curvature(gram, count, damp=trust.damp, shrink=trust.shrink, name=name, workers=workers)
         except CalibrationError as error:
             return str(error)
+        return _Prepared(by, None if cross is None else correction(cross, by, workers))
 
     def _middle_rows(self, matrix: _Matrix) -> Array:
         """Some rows of a matrix, float32 (n, n_in)."""
@@ -212,18 +264,21 @@ class FeedbackRounder:
     def _round(
         self,
         matrix: _Matrix,
-        prepared: Curvature | str,
+        prepared: _Prepared | str,
         importance: Array,
         targets: Sequence[Target],
-        move: _Move | None,
+        move: Move | None,
+        written: Array | None,
     ) -> None:
+        """Round and write a matrix. `written` (n_out, n_in) takes the values of the only target, if it is given."""
         tensor, sweeps = matrix.tensor, self.plan.request.sweeps
         starts = range(0, tensor.matrix_rows, self._step(tensor, _ROWS))
         reasons = self.rounded.setdefault(tensor.name, [])
         if isinstance(prepared, str):
             reasons.append(prepared)
-        elif device(prepared.hessian) is not None:
-            targets = self._round_on_device(matrix, prepared, targets, move)
+        elif device(prepared.curvature.hessian) is not None:
+            targets = self._round_on_device(matrix, prepared.curvature, targets, move)
+        corrected = self._corrected(matrix, prepared, importance, targets)
 
         def one(start: int) -> None:
             rows, floats = self._rows(matrix, start, starts.step, move)
@@ -231,17 +286,47 @@ class FeedbackRounder:
             for target in targets:
                 kind = target.slot.type
                 if kind not in quantized:
-                    if _feeds_back(kind, tensor) and not isinstance(prepared, str):
-                        quantized[kind] = quantize_with_feedback(kind, floats, prepared, sweeps=sweeps)
+                    if _feeds_back(kind, tensor) and isinstance(prepared, _Prepared):
+                        wanted = floats if kind not in corrected else floats + floats @ corrected[kind]
+                        quantized[kind] = quantize_with_feedback(kind, wanted, prepared.curvature, sweeps=sweeps)
                     else:
                         quantized[kind] = quantize_chunk(kind, rows, floats, tensor, importance, target.label)
                 write_at(target, quantized[kind], matrix.number * tensor.matrix_rows + start)
+                if written is not None:
+                    written[start : start + len(rows)] = dequantize_rows(kind, quantized[kind], tensor.n_columns)
 
         if targets:
             self.workers.map(one, list(starts))
 
+    def _corrected(
+        self, matrix: _Matrix, prepared: _Prepared | str, importance: Array, targets: Sequence[Target]
+    ) -> dict[GGMLQuantizationType, Array]:
+        """The correction for the types that are not exact for the weights."""
+        if isinstance(prepared, str) or prepared.correction is None:
+            return {}
+        rows, kinds = self._middle_rows(matrix), {target.slot.type for target in targets}.intersection(FORMATS)
+        return {kind: prepared.correction for kind in kinds if not holds_exactly(kind, rows, importance)}
+
+    def _replace(self, matrix: _Matrix, written: Array, move: Move | None, source: Array, rounded: Array) -> None:
+        """Put the values of a written matrix into `rounded`, whose rows (n_out, n_in) `source` has in another order.
+
+        Rows that the source does not have as they are (a family scales them) stay the source's.
+        """
+        if move is not None:
+            rounded[:] = move.moved.restored(written)
+            return
+        columns = slice(None) if matrix.columns is None else matrix.columns
+        places = {_digest(row[columns]): place for place, row in enumerate(source)}
+        step = self._step(matrix.tensor, _ROWS)
+        for start in range(0, len(written), step):
+            rows = self._rows(matrix, start, step, None)[1]
+            for row, values in zip(rows, written[start : start + step], strict=True):
+                at = places.get(_digest(row))
+                if at is not None:
+                    rounded[at, columns] = values
+
     def _round_on_device(
-        self, matrix: _Matrix, prepared: Curvature, targets: Sequence[Target], move: _Move | None
+        self, matrix: _Matrix, prepared: Curvature, targets: Sequence[Target], move: Move | None
     ) -> list[Target]:
         """Round and write on the device of torch that has `prepared`; the targets whose type has no levels are left."""
         tensor = matrix.tensor
@@ -267,7 +352,7 @@ class FeedbackRounder:
         """About `rows` rows that can be read at once."""
         return tensor.row_step * max(1, rows // tensor.row_step)
 
-    def _rows(self, matrix: _Matrix, start: int, count: int, move: _Move | None) -> tuple[NDArray[np.generic], Array]:
+    def _rows(self, matrix: _Matrix, start: int, count: int, move: Move | None) -> tuple[NDArray[np.generic], Array]:
         """At most `count` rows of a matrix as they are stored, and in float32. Raises CheckpointError."""
         tensor = matrix.tensor
         stop = min(start + count, tensor.matrix_rows)
@@ -279,6 +364,10 @@ class FeedbackRounder:
         floats = widen(rows, tensor)
         check_finite(floats, tensor, first + start)
         return rows, floats
+
+
+def _digest(row: Array) -> bytes:
+    return blake2b(np.ascontiguousarray(row).tobytes(), digest_size=16).digest()
 
 
 def _feeds_back(kind: GGMLQuantizationType, tensor: ModelTensor) -> bool:

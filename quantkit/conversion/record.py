@@ -52,7 +52,7 @@ def write_records(
         facts = _gguf_facts(of_file, output)
         if not output.projector and of_file.request.solver == "feedback":
             moved = calibration.moved if calibration is not None else {}
-            facts["feedback"] = _feedback_facts(of_file, output, rounded, moved)
+            facts["feedback"] = _feedback_facts(of_file, output, rounded, moved, asymmetric=plan.is_asymmetric)
         if choice is not None and output is of_file.target_output:
             facts["target"] = _target_facts(of_file, output, choice)
         gguf[output.stem] = _record(plan, item, seconds, facts)
@@ -130,12 +130,18 @@ def _gguf_facts(plan: GgufPlan, output: GgufOutput) -> dict[str, Any]:
 
 
 def _feedback_facts(
-    plan: GgufPlan, output: GgufOutput, rounded: Mapping[str, Sequence[str]], moved: Mapping[str, Moved]
+    plan: GgufPlan,
+    output: GgufOutput,
+    rounded: Mapping[str, Sequence[str]],
+    moved: Mapping[str, Moved],
+    *,
+    asymmetric: bool,
 ) -> dict[str, Any]:
     reordered = {tensor_of(key) for key, entry in moved.items() if output.label in entry.labels}
     return {
         "damp": HELD_OUT_DAMP,
         "sweeps": plan.request.sweeps,
+        "asymmetric": asymmetric,
         "version": SOLVER_VERSION,
         "without_feedback": without_feedback(output, rounded),
         **({"neurons_reordered": sorted(reordered)} if plan.request.reorder else {}),

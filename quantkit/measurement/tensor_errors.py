@@ -118,7 +118,7 @@ def _open(path: Path, stack: ExitStack) -> _Matrices:
         model = model_from_gguf(path)
         stack.callback(model.close)
         # neurons may have another order there
-        reordered = any(key.key == REORDERED_KEY for key in model.keys)
+        reordered = any(key.key == REORDERED_KEY and key.value for key in model.keys)
         matrices = {
             t.name: _of_gguf(t, model.read_rows)
             for t in model.tensors

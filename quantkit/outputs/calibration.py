@@ -181,6 +181,16 @@ def _device_with_room(name: str, needed: int) -> Any:
     )
 
 
+def asymmetric_memory(layers: Sequence[LayerLinears]) -> int:
+    """Bytes that asymmetric rounding adds: the rounded weights of a layer, a matrix, sums and a factor of an input."""
+
+    def need(entry: Input) -> int:
+        return max(linear.n_in * linear.n_out for linear in entry.linears) + 3 * entry.width**2
+
+    widest = max(need(entry) for layer in layers for entry in layer.inputs)
+    return 4 * (max(map(_dense_weights, layers)) + widest) + _WAITING_MEMORY
+
+
 def _dense_weights(layer: LayerLinears) -> int:
     """The number of weights of a layer's linears without its routed experts."""
     linears = [linear for entry in layer.inputs if entry.expert is None for linear in entry.linears]

@@ -51,6 +51,7 @@ def conversion_fingerprint(
             SOLVER_VERSION,
             gguf.request.sweeps,
             gguf.request.reorder,
+            gguf.request.asymmetric,
         ],
         "files": [
             [file.name, file.size, hashlib.sha256(file.header).hexdigest()]

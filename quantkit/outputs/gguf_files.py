@@ -1,6 +1,6 @@
 """GGUF files to write: the type of every tensor, the layout and size of every file, the memory, from headers alone."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -24,6 +24,7 @@ from quantkit.outputs.model import Model, ModelTensor, Mtp
 from quantkit.outputs.target import Candidates, Target, candidates, even_types, labelled, target_choices
 from quantkit.outputs.templates import Template
 from quantkit.quant.feedback import SWEEPS
+from quantkit.quant.neurons import REORDERED
 
 Solver = Literal["llama.cpp", "feedback"]
 """How weights are rounded to a type: with llama.cpp's bytes, or with error feedback."""
@@ -42,7 +43,8 @@ class GgufRequest:
     `chat_template` (see `choose_template`) replace those of a checkpoint. `mtp`: see `model_from_checkpoint`.
     `solver`: "feedback" rounds with error feedback over the Gram matrix and descends in `sweeps` sweeps (see
     `quant.feedback`); it needs `calibrate`. `reorder`: the neurons of feed-forwards may have another order (see
-    `quant.neurons`); it needs this solver.
+    `quant.neurons`); it needs this solver. `asymmetric`: the solver rounds each matrix for the inputs that the
+    rounded layers give (see `quant.asymmetric`), in models without routed experts.
     """
 
     types: tuple[FileType, ...]
@@ -60,6 +62,7 @@ class GgufRequest:
     solver: Solver = "llama.cpp"
     sweeps: int = SWEEPS
     reorder: bool = False
+    asymmetric: bool = False
     threads: int = 0
     max_ram: int | None = None
 
@@ -139,6 +142,17 @@ class GgufPlan:
         """The same plan with the values of another importance matrix of the same tensors."""
         return plan_gguf(self.model, replace(self.request, imatrix=imatrix))
 
+    def with_reordered(self, labels: Collection[str]) -> "GgufPlan":
+        """The same plan, in which the key of reordered neurons is true in the files `labels` only."""
+        true, false = (boolean(REORDERED_KEY, value).pack() for value in (True, False))
+
+        def denied(output: GgufOutput) -> GgufOutput:
+            files = (replace(file, header=file.header.replace(true, false)) for file in output.files)
+            return replace(output, files=tuple(files))
+
+        outputs = tuple(output if output.label in labels else denied(output) for output in self.outputs)
+        return replace(self, outputs=outputs)
+
     def candidates(self) -> list[Candidates]:
         """The types that each tensor of a file of a given size may have."""
         return _candidates(self.model, self.request, self.weights)
@@ -198,7 +212,7 @@ def plan_gguf(model: Model, request: GgufRequest) -> GgufPlan:
         ftype = file_type("mxfp4").ftype if kept else type_.ftype
         stem = f"{model.name}-{type_.label}"
         shapes = [(t.name, t.shape, choice.type) for t, choice in zip(model.tensors, choices, strict=True)]
-        files = lay_out(stem, _keys(model, request, ftype), shapes, request.split_max_size)
+        files = lay_out(stem, _keys(model, request, ftype, choices), shapes, request.split_max_size)
         outputs.append(GgufOutput(type_, request.folder, stem, tuple(choices), tuple(files)))
     if any(fallbacks.values()):
         counts = ", ".join(f"{count} of {label}" for label, count in fallbacks.items() if count)
@@ -209,10 +223,15 @@ def plan_gguf(model: Model, request: GgufRequest) -> GgufPlan:
     return GgufPlan(model, request, tuple(outputs), weights, threads, chunk, peak, (*model.warnings, *warnings))
 
 
-def _keys(model: Model, request: GgufRequest, ftype: int) -> list[KeyValue]:
-    """The model's keys, then those of this quantization, which replace an earlier one's as in llama.cpp."""
+def _keys(model: Model, request: GgufRequest, ftype: int, choices: Sequence[Choice] | None = None) -> list[KeyValue]:
+    """The model's keys, then those of this quantization, which replace an earlier one's as in llama.cpp.
+
+    choices: the types of the tensors; None if they are not known yet.
+    """
     quantization = [*quantization_keys(ftype), *imatrix_keys(request.imatrix, request.imatrix_name)]
-    if request.reorder:
+    if request.reorder and (
+        choices is None or any(choice.type == REORDERED and ".ffn_down" in choice.name for choice in choices)
+    ):
         quantization.append(boolean(REORDERED_KEY, True))
     replaced = {key.key for key in quantization}
     return [*(key for key in model.keys if key.key not in replaced), *quantization]

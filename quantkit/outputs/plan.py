@@ -14,6 +14,7 @@ from quantkit.outputs.calibration import (
     CalibrationPlan,
     CalibrationRequest,
     ImatrixOutput,
+    asymmetric_memory,
 )
 from quantkit.outputs.callback import CallbackPlan
 from quantkit.outputs.direct import direct_memory
@@ -151,7 +152,16 @@ class ConversionPlan:
         """Bytes of disk for the outputs and the work folder."""
         inputs = self.calibration or self.callback
         code = sum(folder.code.size for folder in self.folders)
-        return sum(output.size for output in self.outputs) + code + (inputs.disk if inputs else 0)
+        # the states of the source, and of each file's rounded layers
+        streams = 1 + len(self.gguf.outputs) if self.gguf and self.is_asymmetric else 1
+        return sum(output.size for output in self.outputs) + code + (streams * inputs.disk if inputs else 0)
+
+    @property
+    def is_asymmetric(self) -> bool:
+        """Whether GGUF types are rounded for the inputs of rounded layers; routed experts are not."""
+        if self.gguf is None or self.calibration is None or not self.gguf.request.asymmetric:
+            return False
+        return all(entry.expert is None for layer in self.calibration.layers for entry in layer.inputs)
 
     @property
     def peak_memory(self) -> int:
@@ -172,7 +182,8 @@ class ConversionPlan:
         if self.gguf is None or self.gguf.request.solver != "feedback" or self.calibration is None:
             return 0
         widest = max(entry.width for layer in self.calibration.layers for entry in layer.inputs)
-        return working_memory(widest, self.threads)
+        rows = working_memory(widest, self.threads)
+        return rows + asymmetric_memory(self.calibration.layers) if self.is_asymmetric else rows
 
     @property
     def parameters(self) -> int:

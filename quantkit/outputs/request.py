@@ -50,6 +50,8 @@ class ConvertOptions:
         mtp: layers that predict a later token (MTP): "keep", "only" or "drop".
         solver: rounding of GGUF types: "llama.cpp", or "feedback" for error feedback over the calibration.
         sweeps: sweeps of coordinate descent that follow the error feedback of GGUF types.
+        asymmetric: with the solver "feedback", round each matrix of a GGUF for the inputs that the rounded layers
+            before it give, so that its outputs are nearest to the source's (GPTAQ); models without routed experts.
         reorder: sort the neurons of feed-forwards by the size of their outputs, with the solver "feedback".
         mmproj: types in which the projector of a model that sees is written beside the GGUF: f16, bf16, q8_0.
         pre: name of the BPE pre-tokenizer; None to recognize it.
@@ -84,6 +86,7 @@ class ConvertOptions:
     mtp: Mtp = "keep"
     solver: Solver = "llama.cpp"
     sweeps: int = SWEEPS
+    asymmetric: bool = False
     reorder: bool = False
     mmproj: tuple[str, ...] = ()
     pre: str | None = None
@@ -168,6 +171,7 @@ def _gguf_request(types: tuple[FileType, ...], options: ConvertOptions, *, calib
         mtp=options.mtp,
         solver=options.solver,
         sweeps=options.sweeps,
+        asymmetric=options.asymmetric,
         reorder=options.reorder,
         pre=options.pre,
         chat_template=choose_template(options.chat_template) if options.chat_template is not None else None,

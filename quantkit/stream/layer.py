@@ -16,19 +16,28 @@ from quantkit.forward.weights import Weights
 Array = NDArray[np.float32]
 
 
+class InputReachedError(Exception):
+    """The forward is at the input where `LayerWeights.until` ends it. `x`: that input (n_tokens, n_in)."""
+
+    def __init__(self, x: Array) -> None:
+        super().__init__()
+        self.x = x
+
+
 @dataclass(frozen=True)
 class LayerWeights(Weights):
     """`tensors`: by name, float32 in the checkpoint's shape. Other tensors are read from the checkpoint when needed.
 
     `keys`: (linear name, index in its stack) -> key of its input. `inputs`: by key, the first x (n_tokens, n_in) that
     a linear with this input received, and what that linear received later. Each thread uses its own `tapped` copy,
-    which has its own `inputs`.
+    which has its own `inputs`. `until`: the key of an input that ends the forward with InputReachedError.
     """
 
     tensors: Mapping[str, Array] = field(default_factory=dict)
     keys: Mapping[tuple[str, int], str] = field(default_factory=dict)
     inputs: dict[str, Any] = field(default_factory=dict)
     readers: dict[str, tuple[str, int]] = field(default_factory=dict)
+    until: str | None = None
 
     def tapped(self) -> "LayerWeights":
         """The same weights, which record the inputs of the linears in `keys`."""
@@ -40,6 +49,8 @@ class LayerWeights(Weights):
 
     def linear(self, name: str, x: Array, n_out: int, form: Form = PLAIN, index: int = 0) -> Array:
         key = self.keys.get((name, index))
+        if key is not None and key == self.until:
+            raise InputReachedError(x)
         if key is not None and self.readers.setdefault(key, (name, index)) == (name, index):
             self.inputs[key] = namespace(x).concatenate([self.inputs[key], x]) if key in self.inputs else x
         tensor = self.tensors.get(name + form.weight)

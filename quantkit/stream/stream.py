@@ -23,7 +23,7 @@ from quantkit.forward.layer import Context
 from quantkit.forward.layer_linears import layer_linears
 from quantkit.forward.linears import LayerLinears
 from quantkit.machine import release_freed_memory
-from quantkit.stream.layer import LayerWeights, keys_of, names_outside_experts, stored_names
+from quantkit.stream.layer import InputReachedError, LayerWeights, keys_of, names_outside_experts, stored_names
 from quantkit.stream.on_device import ReadAhead, layer_weights, open_states, statistics_of
 from quantkit.stream.routing import EXPERT_FLOOR, RoutedExpert, Routes
 from quantkit.stream.shared import SharedStates
@@ -108,7 +108,7 @@ class Stream:
         linears = self.linears(number)
         dense = tuple(entry for entry in linears.inputs if entry.expert is None and watcher)
         tensors = self.reader.layer(number)
-        weights = self._weights(tensors, keys_of(dense), halves=bool(watcher))
+        weights = self.weights(tensors, keys_of(dense), halves=bool(watcher))
         layer = self.decoder.layer(number, weights)
         statistics = statistics_of(dense, weights, self.options.device, gram=self.options.gram)
         if layer.experts is None:
@@ -119,7 +119,7 @@ class Stream:
             quantized = watcher.dense(linears, tensors, statistics) if watcher else tensors
             release_freed_memory()
             if self.options.propagate:
-                self._through(number, self._weights(quantized, {}), {})
+                self._through(number, self.weights(quantized, {}), {})
                 self.states.save(states_file(number + 1))
             self.states.wait()
             return
@@ -127,12 +127,28 @@ class Stream:
         release_device_memory(self.options.device)
         quantized = watcher.dense(linears, tensors, statistics) if watcher else tensors
         if self.options.propagate:
-            weights = self._weights(quantized, {})
+            weights = self.weights(quantized, {})
             routes = self._up_to_experts(number, weights, {})
         for expert in range(expert_count(layer.experts, layer.layer)):
             if watcher or (routes.chosen == expert).any():
                 self._one_expert(number, linears, expert, routes, watcher)
         self._join(number, weights)
+        self.states.save(states_file(number + 1))
+        self.states.wait()
+
+    def input_of(self, number: int, key: str, weights: LayerWeights, sample: int) -> Array:
+        """The input `key` of a layer with these weights, whose `until` it is: (n_tokens, n_in)."""
+        context = self._context(number, sample)
+        try:
+            self.decoder.layer(number, weights)(self._read(states_file(number), sample), context)
+        except InputReachedError as reached:
+            self._check_finite(reached.x, self.decoder.at(number), sample)
+            return reached.x
+        raise ValueError(f"layer {number} has no input {key}")
+
+    def advance(self, number: int, tensors: Tensors) -> None:
+        """Run all samples through layer `number`, which has no routed experts, with the weights `tensors`."""
+        self._through(number, self.weights(tensors, {}), {})
         self.states.save(states_file(number + 1))
         self.states.wait()
 
@@ -184,14 +200,14 @@ class Stream:
         alone = [entry for entry in inputs if all(linear.index is None for linear in entry.linears)]
         tensors = self._load(stored_names(alone) & self.native.tensors.keys())
         recorded = inputs if watcher else ()
-        weights = self._weights(tensors, keys_of(recorded), halves=bool(watcher))
+        weights = self.weights(tensors, keys_of(recorded), halves=bool(watcher))
         statistics = statistics_of(recorded, weights, self.options.device, gram=self.options.gram)
         extra = routes.others(expert, EXPERT_FLOOR) if self.options.gram and watcher else {}
         routed = RoutedExpert(number, expert, routes, extra)
         self._through_expert(routed, weights, statistics, add=not self.options.propagate)
         quantized = watcher.expert(linears, expert, tensors, statistics) if watcher else tensors
         if self.options.propagate:
-            self._through_expert(replace(routed, extra={}), self._weights(quantized, {}), {}, add=True)
+            self._through_expert(replace(routed, extra={}), self.weights(quantized, {}), {}, add=True)
 
     def _through_expert(
         self, expert: RoutedExpert, weights: LayerWeights, statistics: Mapping[str, Statistics], *, add: bool
@@ -284,7 +300,8 @@ class Stream:
     def _names(self, number: int) -> list[str]:
         return names_outside_experts(self.native, self.linears(number))
 
-    def _weights(self, tensors: Tensors, keys: Mapping[tuple[str, int], str], *, halves: bool = False) -> LayerWeights:
+    def weights(self, tensors: Tensors, keys: Mapping[tuple[str, int], str], *, halves: bool = False) -> LayerWeights:
+        """The tensors of a layer on the device, see `layer_weights`."""
         return layer_weights(self.native, tensors, keys, self.options.device, halves=halves)
 
     def _check_finite(self, x: Array, stage: str, sample: int) -> None:

@@ -55,12 +55,22 @@ def test_each_ratio_is_held_against_its_bound() -> None:
     ]
 
 
+def test_files_of_other_options_of_quantkit_lie_in_a_folder_of_their_own(tmp_path: Path) -> None:
+    (tmp_path / "quality-best-reorder-neurons").mkdir()
+    own, theirs = tmp_path / "quality-best-reorder-neurons" / "quantkit-q6_k.gguf", tmp_path / "imatrix-q6_k.gguf"
+    for path in (own, theirs, tmp_path / "quantkit-q6_k.gguf"):
+        path.touch()
+    words = ["--quality", "best", "--reorder-neurons"]
+    made = Files(tmp_path, Options(["q6_k"], [], 4, 512, None, 1, False, words, None, 0), tmp_path).make()
+    assert made == {FEEDBACK: [own], IMATRIX: [theirs]}
+
+
 def test_files_that_exist_are_not_made_again(tmp_path: Path) -> None:
     """No model is at the path: anything that had to be made would fail."""
     names = [f"{maker}-{kind}.gguf" for maker in ("quantkit", "imatrix", "plain") for kind in ("q4_0", "q2_k")]
     for name in [*names, "sized-q2_k.gguf"]:
         (tmp_path / name).touch()
-    options = Options(["q4_0", "q2_k"], ["q2_k"], 4, 512, None, 1, True, [], None, 0)
+    options = Options(["q4_0", "q2_k"], ["q2_k"], 4, 512, None, 1, True, ["--solver", "feedback"], None, 0)
     made = Files(tmp_path / "no-model", options, tmp_path).make()
     assert {path.name for paths in made.values() for path in paths} == {path.name for path in tmp_path.iterdir()}
     (tmp_path / "quantkit-q2_k.gguf").unlink()

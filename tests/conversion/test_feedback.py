@@ -2,18 +2,20 @@
 
 import hashlib
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from gguf import GGUFReader
+from gguf import GGMLQuantizationType, GGUFReader
 
+from demo.safetensors_file import write_safetensors
 from quantkit.checkpoint import open_checkpoint
 from quantkit.errors import PassingError
 from quantkit.families.base.native import Native
 from quantkit.gguf.blocks import FORMATS
-from quantkit.gguf.kernels import dequantize_rows
+from quantkit.gguf.kernels import dequantize_rows, quantize_rows
 from quantkit.imatrix.names import imatrix_columns, imatrix_sources
 from quantkit.quant.grid import Array
 from quantkit.stream.stream import Stream
@@ -22,6 +24,7 @@ from tests.families.expected import write_checkpoint
 from tests.helpers.command import quantkit
 from tests.helpers.tiny import tiny_llama
 
+Q4_0 = GGMLQuantizationType.Q4_0
 CUT = ("--samples", "12", "--seq-len", "64")
 TYPES = ("-t", "q4_0", "-t", "q4_k_m", "-t", "iq3_s")
 
@@ -152,16 +155,16 @@ def test_tensors_without_a_gram_matrix_or_levels_have_llama_cpps_bytes(outputs: 
 
 
 @pytest.mark.usefixtures("blas_of_many_threads")
-@pytest.mark.parametrize("model", ["llama3", "mixtral"])
+@pytest.mark.parametrize(("model", "quality"), [("llama3", "high"), ("llama3", "best"), ("mixtral", "high")])
 def test_bytes_do_not_depend_on_threads_or_on_a_stop(
-    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model: str, quality: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if model == "llama3":
         source = tiny_llama(tmp_path / "model", variant="llama3", hidden=288, intermediate=512)
     else:
         source = write_checkpoint(model, tmp_path / "model")
-    words = ("gguf", source, "-t", "q4_0", "--solver", "feedback", *CUT, "--no-logits")
-    counts = ("1", "2", "7") if model == "llama3" else ("1", "7")
+    words = ("gguf", source, "-t", "q4_0", "--quality", quality, *CUT, "--no-logits")
+    counts = ("1", "2", "7") if quality == "best" else ("1", "7")
     for threads in counts:
         assert quantkit(*words, "--threads", threads, "-o", tmp_path / threads).code == 0
     expected = hashes(tmp_path / "1")
@@ -209,6 +212,7 @@ def test_reordered_neurons_compute_the_same_and_are_recorded(tmp_path: Path, mon
     outputs_of = json.loads((paths["Q6_K"].parent / "quantkit.json").read_text())["outputs"]
     moved = {stem.rpartition("-")[2]: entry["feedback"]["neurons_reordered"] for stem, entry in outputs_of.items()}
     assert moved["Q4_0"] == []
+    assert {kind: reordered_key(path) for kind, path in paths.items()} == {"Q4_0": None, "Q6_K": True}
     assert moved["Q6_K"] == sorted(f"blk.{layer}.ffn_{p}.weight" for layer in (0, 1) for p in ("down", "gate", "up"))
     assert {check["status"] for check in outputs_of[paths["Q6_K"].stem]["checks"]} == {"passed"}
     run, stopped = Stream.layer, tmp_path / "stopped"
@@ -228,6 +232,28 @@ def test_reordered_neurons_compute_the_same_and_are_recorded(tmp_path: Path, mon
         answer = quantkit(*words, "-o", stopped, "--force", "--format", "json")
         assert json.loads(answer.stdout)["resumed_layers"] == (0 if lost else 1)
         assert hashes(stopped) == hashes(tmp_path / "out")
+
+
+def reordered_key(path: Path) -> bool | None:
+    field = GGUFReader(path).get_field("quantkit.neurons_reordered")
+    return None if field is None else bool(field.contents())
+
+
+def test_the_key_of_reordered_neurons_is_false_where_weights_lie_on_a_lattice(tmp_path: Path) -> None:
+    source = tiny_llama(tmp_path / "model", variant="llama3", hidden=128, intermediate=512)
+    with open_checkpoint(str(source)) as checkpoint:
+        native = Native(checkpoint, nearest=True)
+        values = {name: np.array(native.whole(name), np.float32) for name in native.tensors}
+    for name in [name for name in values if name.endswith("down_proj.weight")]:
+        down = values[name]
+        values[name] = dequantize_rows(Q4_0, quantize_rows(Q4_0, down), down.shape[1])
+    write_safetensors(source / "model.safetensors", {name: ("F32", value) for name, value in values.items()})
+    words = ("gguf", source, "-t", "q6_k", "--solver", "feedback", *CUT, "--reorder-neurons", "--no-logits")
+    answer = quantkit(*words, "-o", tmp_path / "out")
+    assert answer.code == 0, answer.stderr
+    assert "no neurons reordered" in answer.stdout
+    (path,) = (tmp_path / "out").rglob("*.gguf")
+    assert reordered_key(path) is False
 
 
 def test_a_lost_partial_file_starts_the_layers_over(
@@ -264,3 +290,63 @@ def test_options_that_contradict_the_solver_are_one_sentence(
     answer = quantkit("gguf", source, "-t", "q4_0", *words, "--dry-run")
     assert answer.code == 2
     assert sentence in answer.sentence
+
+
+@dataclass
+class LayerOutputs:
+    """The hidden states after the layers of a model whose GGUF matrices have the values of a file."""
+
+    source: Path
+    folder: Path
+
+    def of(self, made: dict[str, Array]) -> Array:
+        """made: GGUF tensor -> its values. Rows that the file has in another order are found by the source's."""
+        with open_checkpoint(str(self.source)) as checkpoint:
+            native = Native(checkpoint, nearest=True)
+            samples = load_samples(checkpoint, SampleRequest(None, 12, 64, None, offline=True))
+            with Stream(native, samples.tokens, self.folder, threads=1) as stream:
+                stream.embed()
+                for number in range(native.decoder.n_layers):
+                    weights = {name: np.array(native.whole(name), np.float32) for name in native.tensors}
+                    stream.advance(number, {**weights, **made})
+                name = f"states-{native.decoder.n_layers % 2}"
+                return np.stack([stream.states.read(name, sample) for sample in range(len(samples.tokens))])
+
+
+def checkpoint_values(path: Path, exact: Path, source: Path) -> dict[str, Array]:
+    """The matrices of a file under the checkpoint's names, rows in its order."""
+    made, wanted, values = tensors(path), tensors(exact), {}
+    with open_checkpoint(str(source)) as checkpoint:
+        native = Native(checkpoint, nearest=True)
+        for name, keys in imatrix_sources(native).items():
+            weight = np.array(native.whole(f"{keys[0][0]}.weight"), np.float32)
+            places = [int(np.flatnonzero((wanted[name][0] == row).all(axis=1))[0]) for row in weight]
+            values[f"{keys[0][0]}.weight"] = made[name][0][places]
+    return values
+
+
+def test_the_best_quality_makes_the_states_after_the_layers_nearer_to_the_sources(tmp_path: Path) -> None:
+    source = tiny_llama(tmp_path / "model", variant="llama3", hidden=128, intermediate=256)
+    assert quantkit("gguf", source, "-t", "f32", "-o", tmp_path / "exact", "--no-logits").code == 0
+    (exact,) = (tmp_path / "exact").rglob("*.gguf")
+    states, errors = LayerOutputs(source, tmp_path), {}
+    wanted = states.of({})
+    for quality in ("high", "best"):
+        out = tmp_path / quality
+        answer = quantkit("gguf", source, "-t", "q4_0", "-t", "q3_k_m", "--quality", quality, *CUT, "-o", out)
+        assert answer.code == 0, answer.stderr
+        for path in sorted(out.rglob("*.gguf")):
+            difference = states.of(checkpoint_values(path, exact, source)) - wanted
+            errors[quality, path.stem.partition("-")[2]] = float(np.linalg.norm(difference))
+        record = json.loads(next(out.rglob("quantkit.json")).read_text())["outputs"]
+        assert {entry["feedback"]["asymmetric"] for entry in record.values()} == {quality == "best"}
+    for kind in ("Q4_0", "Q3_K_M"):
+        assert errors["best", kind] < 0.85 * errors["high", kind]
+
+
+def test_files_of_one_conversion_do_not_depend_on_each_other(source: Path, tmp_path: Path) -> None:
+    words = ("--quality", "best", *CUT, "--no-logits", "--threads", "1")
+    assert quantkit("gguf", source, "-t", "q5_1", "-t", "q3_k_m", *words, "-o", tmp_path / "both").code == 0
+    assert quantkit("gguf", source, "-t", "q3_k_m", *words, "-o", tmp_path / "one").code == 0
+    both = hashes(tmp_path / "both")
+    assert hashes(tmp_path / "one") == {name: both[name] for name in both if "Q3_K_M" in name}

@@ -1,0 +1,54 @@
+"""Layers of GGUF files rounded input by input, each matrix for the inputs that its own file's rounded layers give.
+
+See `quant.asymmetric`. Every file follows a stream of its own, because its types decide what its matrices receive.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from quantkit.conversion.gguf_layers import Array, FeedbackRounder, RoundedInput
+from quantkit.forward.linears import Input, LayerLinears
+from quantkit.gguf.blocks import FORMATS
+from quantkit.quant.fold import matrix
+from quantkit.stream.rounded import RoundedStream
+from quantkit.stream.statistics import Statistics
+
+
+class AsymmetricRounder(FeedbackRounder):
+    """Rounds the inputs of a layer in the order of execution. `streams`: by the label of a file, see `follow`."""
+
+    on_device = False
+    streams: Mapping[str, RoundedStream]
+
+    def follow(self, streams: Mapping[str, RoundedStream]) -> None:
+        """Set the streams: one for each label of `labels`."""
+        self.streams = streams
+
+    @property
+    def labels(self) -> list[str]:
+        """The files with a tensor that is rounded with error feedback."""
+        covered = [target for name in self.covered for target in self.targets(name)]
+        labels = {target.label for target in covered if target.slot.type in FORMATS}
+        return [output.label for output in self.plan.outputs if output.label in labels]
+
+    def quantize(
+        self, layer: LayerLinears, expert: int | None, tensors: Mapping[str, Array], sums: Mapping[str, Statistics]
+    ) -> None:
+        assert expert is None
+        moves = dict(self.moves(layer, None, tensors, sums)) if self.plan.request.reorder else {}
+        for label, stream in self.streams.items():
+            rounded = {name: np.array(values) for name, values in tensors.items()}
+            for entry in layer.inputs:
+                keys = [(linear.name, linear.index) for linear in entry.linears]
+                if not any(self.reads(key, label) for key in keys):
+                    continue
+                asymmetric = stream.sums(layer, entry, dict(tensors), rounded)
+                seen = RoundedInput(label, asymmetric, _weights(tensors, entry), _weights(rounded, entry))
+                self.quantize_input(keys, sums[entry.key], moves, seen)
+            stream.advance(layer.number, rounded)
+
+
+def _weights(tensors: Mapping[str, Array], entry: Input) -> dict[tuple[str, int | None], Array]:
+    """Views of the linears' weights (n_out, n_in)."""
+    return {(linear.name, linear.index): matrix(tensors, linear) for linear in entry.linears}

@@ -1,0 +1,63 @@
+"""The target of a matrix whose inputs come from rounded layers: asymmetric calibration (GPTAQ, arXiv 2504.02692).
+
+A matrix W of a rounded model receives x~ where the source's receives x. Its output is nearest to the source's W x, by
+least squares over the tokens, with the weights
+
+    W + W D H^-1,   D = sum (x - x~) x~',   H = sum x~ x~'
+
+Error feedback over H then rounds these. H has its shrinkage and damping, so that D counts as far as H is trusted.
+"""
+
+import numpy as np
+from gguf import GGMLQuantizationType
+
+from quantkit.gguf.blocks import FORMATS
+from quantkit.quant.block_kernels import steps
+from quantkit.quant.block_search import nearest_points
+from quantkit.quant.feedback import Curvature
+from quantkit.quant.grid import Array
+from quantkit.quant.held_out import propagated
+from quantkit.workers import SERIAL, Workers, parts
+
+_ROWS = 256
+# Squared error over squared weights that a type holds exactly: float16 scales, and weights that were rounded to
+# bfloat16, leave 2e-6. Q8_0 has 2e-5 of weights that lie on no lattice.
+_EXACT = 5e-6
+_CHECKED_ROWS = 32
+
+
+def correction(cross: Array, curvature: Curvature, workers: Workers = SERIAL) -> Array:
+    """D H^-1, float32 (n_in, n_in): the target of weights w (n_out, n_in) is w + w D H^-1.
+
+    cross: D, float32 (n_in, n_in), the sum of (x - x~) x~' over the tokens of `curvature`.
+
+    With H = R R', R = T diag(p), two triangular solutions per row of D take the place of the inverse.
+    """
+    order = curvature.order
+    triangle = curvature.feedback + np.eye(len(order), dtype=np.float32)
+    flipped = np.ascontiguousarray(triangle[::-1, ::-1].T)
+    pivots = curvature.importance[order]
+
+    def some(rows: slice) -> Array:
+        ordered = np.ascontiguousarray(cross[rows][:, order[::-1]])
+        halfway = propagated(ordered, flipped)[:, ::-1] / pivots
+        solved = np.empty_like(halfway)
+        solved[:, order] = propagated(halfway, triangle)
+        return solved
+
+    return np.concatenate(workers.map(some, list(parts(len(cross), _ROWS))))
+
+
+def holds_exactly(kind: GGMLQuantizationType, rows: Array, importance: Array) -> bool:
+    """Whether a type holds the weights (n, n_in) as they are, because they were rounded to its lattice before.
+
+    Such weights keep their values: the least-squares target lies on no lattice. `importance`: (n_in,).
+    """
+    format_, w = FORMATS[kind], np.ascontiguousarray(rows[:: -(-len(rows) // _CHECKED_ROWS)].T)
+    scales = steps().search_scales(w, importance, format_)
+    step, base = scales.step(format_), scales.base(format_)
+    step = np.repeat(step, format_.group, axis=0)
+    base = np.zeros_like(step) if base is None else np.repeat(base, format_.group, axis=0)
+    inverse = np.divide(np.float32(1), step, out=np.zeros_like(step), where=step != 0)
+    error = nearest_points((w - base) * inverse, format_) * step + base - w
+    return float(np.vdot(error, error)) <= _EXACT * float(np.vdot(w, w))
