@@ -279,6 +279,7 @@ def test_routers_and_gates_of_shared_experts_are_kept_and_nothing_else_is() -> N
                             "linear_attn.in_proj_a",
                             "linear_attn.in_proj_b",
                             "self_attn.indexer.",
+                            *(f"self_attn.{part}_proj" for part in ("b", "f_a", "f_b", "g_a", "g_b")),
                         )
                     )
                     # a gate with one number for each head
