@@ -10,6 +10,7 @@ import numpy as np
 from quantkit.conversion.gguf_layers import Array, FeedbackRounder, RoundedInput
 from quantkit.forward.linears import Input, LayerLinears
 from quantkit.gguf.blocks import FORMATS
+from quantkit.imatrix.names import LinearKey
 from quantkit.quant.fold import matrix
 from quantkit.stream.rounded import RoundedStream
 from quantkit.stream.statistics import Statistics
@@ -35,20 +36,31 @@ class AsymmetricRounder(FeedbackRounder):
     def quantize(
         self, layer: LayerLinears, expert: int | None, tensors: Mapping[str, Array], sums: Mapping[str, Statistics]
     ) -> None:
-        assert expert is None
-        moves = dict(self.moves(layer, None, tensors, sums)) if self.plan.request.reorder else {}
+        moves = dict(self.moves(layer, expert, tensors, sums)) if self.plan.request.reorder else {}
+        source = dict(tensors)
         for label, stream in self.streams.items():
             rounded = {name: np.array(values) for name, values in tensors.items()}
+            routed = None if expert is None else stream.expert(layer.number, expert)
             for entry in layer.inputs:
                 keys = [(linear.name, linear.index) for linear in entry.linears]
-                if not any(self.reads(key, label) for key in keys):
+                if entry.expert != expert or not any(self.reads(key, label) for key in keys):
                     continue
-                asymmetric = stream.sums(layer, entry, dict(tensors), rounded)
+                if routed is None:
+                    asymmetric = stream.sums(layer, entry, source, rounded)
+                else:
+                    asymmetric = stream.expert_sums(routed, entry, source, rounded)
                 seen = RoundedInput(label, asymmetric, _weights(tensors, entry), _weights(rounded, entry))
                 self.quantize_input(keys, sums[entry.key], moves, seen)
-            stream.advance(layer.number, rounded)
+            if routed is None:
+                stream.advance(layer.number, rounded)
+            else:
+                stream.advance_expert(routed, rounded)
 
 
-def _weights(tensors: Mapping[str, Array], entry: Input) -> dict[tuple[str, int | None], Array]:
-    """Views of the linears' weights (n_out, n_in)."""
-    return {(linear.name, linear.index): matrix(tensors, linear) for linear in entry.linears}
+def _weights(tensors: Mapping[str, Array], entry: Input) -> dict[LinearKey, Array]:
+    """Views of the linears' weights (n_out, n_in); without those of experts that are read from the checkpoint."""
+    return {
+        (linear.name, linear.index): matrix(tensors, linear)
+        for linear in entry.linears
+        if linear.name + linear.form.weight in tensors
+    }

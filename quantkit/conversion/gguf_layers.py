@@ -187,7 +187,7 @@ class FeedbackRounder:
                         importance = columns.moved.order.squares(importance)
                     written = None if seen is None else np.empty(matrix.shape, np.float32)
                     self._round(matrix, prepared[order], importance, some, change, written)
-                    if seen is not None and written is not None:
+                    if seen is not None and written is not None and key in seen.source:
                         self._replace(matrix, written, change, seen.source[key], seen.rounded[key])
 
     def moves(

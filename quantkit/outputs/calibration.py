@@ -188,7 +188,11 @@ def asymmetric_memory(layers: Sequence[LayerLinears]) -> int:
         return max(linear.n_in * linear.n_out for linear in entry.linears) + 3 * entry.width**2
 
     widest = max(need(entry) for layer in layers for entry in layer.inputs)
-    return 4 * (max(map(_dense_weights, layers)) + widest) + _WAITING_MEMORY
+    experts = max(
+        sum(linear.n_in * linear.n_out for entry in layer.inputs if entry.expert == 0 for linear in entry.linears)
+        for layer in layers
+    )
+    return 4 * (max(map(_dense_weights, layers)) + experts + widest) + _WAITING_MEMORY
 
 
 def _dense_weights(layer: LayerLinears) -> int:

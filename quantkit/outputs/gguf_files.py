@@ -44,7 +44,7 @@ class GgufRequest:
     `solver`: "feedback" rounds with error feedback over the Gram matrix and descends in `sweeps` sweeps (see
     `quant.feedback`); it needs `calibrate`. `reorder`: the neurons of feed-forwards may have another order (see
     `quant.neurons`); it needs this solver. `asymmetric`: the solver rounds each matrix for the inputs that the
-    rounded layers give (see `quant.asymmetric`), in models without routed experts.
+    rounded layers give (see `quant.asymmetric`).
     """
 
     types: tuple[FileType, ...]

@@ -158,10 +158,8 @@ class ConversionPlan:
 
     @property
     def is_asymmetric(self) -> bool:
-        """Whether GGUF types are rounded for the inputs of rounded layers; routed experts are not."""
-        if self.gguf is None or self.calibration is None or not self.gguf.request.asymmetric:
-            return False
-        return all(entry.expert is None for layer in self.calibration.layers for entry in layer.inputs)
+        """Whether GGUF types are rounded for the inputs of rounded layers, which needs a family."""
+        return self.gguf is not None and self.calibration is not None and self.gguf.request.asymmetric
 
     @property
     def peak_memory(self) -> int:

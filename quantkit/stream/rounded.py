@@ -3,17 +3,23 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from quantkit.forward.arrays import Array, device, fetch, namespace, place
+from quantkit.forward.feed_forward import expert_count
 from quantkit.forward.linears import Input, LayerLinears
 from quantkit.machine import release_freed_memory
 from quantkit.stream.layer import keys_of
+from quantkit.stream.routing import EXPERT_FLOOR, RoutedExpert
+from quantkit.stream.states import states_file
 from quantkit.stream.statistics import WIDE_BLOCK, Statistics, samples_at_once
 from quantkit.stream.stream import Stream
 from quantkit.stream.watcher import Tensors
 from quantkit.workers import SERIAL, Workers, parts
+
+Pairs = Sequence[Sequence[Array]]
 
 
 @dataclass(frozen=True)
@@ -45,7 +51,7 @@ class RoundedStream:
         return self._rounded.can_start_at(number)
 
     def sums(self, layer: LayerLinears, entry: Input, source: Tensors, rounded: Tensors) -> AsymmetricSums:
-        """The sums of an input of a layer without routed experts.
+        """The sums of an input outside the routed experts.
 
         source: the layer's tensors. rounded: the same, with rounded weights in the linears before this input.
         """
@@ -54,9 +60,7 @@ class RoundedStream:
             replace(stream.weights(tensors, keys), until=entry.key)
             for stream, tensors in ((self.source, source), (self._rounded, rounded))
         ]
-        sums = AsymmetricSums(
-            Statistics.of(entry.width, gram=True, to=to), place(np.zeros((entry.width,) * 2, np.float32), to)
-        )
+        sums = _Sums.of(entry.width, to)
         workers, n_samples = self.source.workers, len(self.source.tokens)
 
         def one(sample: int) -> list[Array]:
@@ -66,14 +70,56 @@ class RoundedStream:
         at_once = samples_at_once(2 * entry.width, self.source.tokens.shape[1])
         for batch in parts(n_samples, at_once):
             pairs = workers.map(one, range(n_samples)[batch])
-            sums.statistics.add([x for _, x in pairs], workers=workers if sums.statistics.is_wide else SERIAL)
-            _add_cross(sums.cross, pairs, workers if to is None else SERIAL)
+            sums.add(pairs, (), workers)
             release_freed_memory()
-        return AsymmetricSums(sums.statistics.fetched(), fetch(sums.cross))
+        return sums.fetched()
+
+    def expert_sums(self, expert: RoutedExpert, entry: Input, source: Tensors, rounded: Tensors) -> AsymmetricSums:
+        """The sums of an input of a routed expert: of the tokens that the rounded model sends to it, in both models.
+
+        source, rounded: the expert's tensors, see `sums`.
+        """
+        keys, to, key = keys_of((entry,)), self.source.options.device, entry.key
+        streams = [
+            (stream, stream.weights(tensors, keys))
+            for stream, tensors in ((self.source, source), (self._rounded, rounded))
+        ]
+        sums, workers = _Sums.of(entry.width, to), self.source.workers
+
+        def some(samples: Sequence[int]) -> list[tuple[dict[str, Array], dict[str, Array]]]:
+            return [stream.expert_inputs(expert, samples, weights) for stream, weights in streams]
+
+        for batch in self.source.groups_of(expert, 2 * entry.width):
+            taps = workers.map(some, batch)
+            routed, others = (
+                [[own[kind][key], seen[kind][key]] for own, seen in taps if key in seen[kind]] for kind in (0, 1)
+            )
+            sums.add(routed, others, workers)
+            release_freed_memory()
+        return sums.fetched()
 
     def advance(self, number: int, rounded: Tensors) -> None:
-        """Write the input states of the next layer; `rounded`: the tensors of layer `number` as they are rounded."""
-        self._rounded.advance(number, rounded)
+        """Run all samples through a layer as it is rounded, up to its routed experts if it has any."""
+        layer = self._rounded.decoder.layer(number)
+        if layer.experts is None:
+            self._rounded.advance(number, rounded)
+            return
+        self._n_experts = expert_count(layer.experts, layer.layer)
+        self._dense = self._rounded.weights(rounded, {})
+        self._routes = self._rounded.up_to_experts(number, self._dense, {})
+
+    def expert(self, number: int, expert: int) -> RoutedExpert:
+        """An expert of layer `number` with the tokens that the rounded model sends to it, and its extra ones."""
+        return RoutedExpert(number, expert, self._routes, self._routes.others(expert, EXPERT_FLOOR))
+
+    def advance_expert(self, expert: RoutedExpert, rounded: Tensors) -> None:
+        """Add the outputs of an expert as it is rounded; the last one completes the layer."""
+        own = replace(expert, extra={})
+        self._rounded.through_expert(own, self._rounded.weights(rounded, {}), {}, add=True)
+        if expert.number + 1 == self._n_experts:
+            self._rounded.join_experts(expert.layer, self._dense)
+            self._rounded.states.save(states_file(expert.layer + 1))
+            self._rounded.states.wait()
 
     def close(self) -> None:
         """Stop the threads and close the states' files without deleting them."""
@@ -86,13 +132,35 @@ class RoundedStream:
         self.close()
 
 
-def _add_cross(cross: Array, pairs: Sequence[Sequence[Array]], workers: Workers) -> None:
-    """Add (x - x~) x~' of all tokens of the pairs (x, x~), each (n, width); blocks of rows side by side."""
-    xp = namespace(cross)
-    difference = xp.concatenate([x - other for x, other in pairs])
-    inputs = xp.concatenate([other for _, other in pairs])
+@dataclass(frozen=True)
+class _Sums(AsymmetricSums):
+    """Sums that grow by pairs (x, x~), each (n, width)."""
 
-    def add(rows: slice) -> None:
-        cross[rows] += difference[:, rows].T @ inputs
+    @classmethod
+    def of(cls, width: int, to: Any) -> "_Sums":
+        """Empty sums on the device `to`."""
+        statistics = Statistics.of(width, gram=True, to=to)
+        return cls(statistics, place(np.zeros((width, width), np.float32), to))
 
-    workers.map(add, list(parts(len(cross), WIDE_BLOCK)) if device(cross) is None else [slice(None)])
+    def add(self, pairs: Pairs, extra: Pairs, workers: Workers) -> None:
+        """Count the tokens of `pairs`; those of `extra` count as in `Statistics.add`, and in `cross`."""
+        shared = workers if self.statistics.is_wide else SERIAL
+        self.statistics.add([seen for _, seen in pairs], [seen for _, seen in extra], shared)
+        both = [*pairs, *extra]
+        if not both:
+            return
+        xp = namespace(self.cross)
+        difference = xp.concatenate([x - seen for x, seen in both])
+        inputs = xp.concatenate([seen for _, seen in both])
+
+        def add(rows: slice) -> None:
+            self.cross[rows] += difference[:, rows].T @ inputs
+
+        if device(self.cross) is None:
+            workers.map(add, list(parts(len(self.cross), WIDE_BLOCK)))
+        else:
+            add(slice(None))
+
+    def fetched(self) -> AsymmetricSums:
+        """The sums with arrays of numpy."""
+        return AsymmetricSums(self.statistics.fetched(), fetch(self.cross))

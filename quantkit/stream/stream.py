@@ -19,6 +19,7 @@ from quantkit.forward.allocator import keep_freed_memory
 from quantkit.forward.arrays import Array, device, fetch, namespace, place
 from quantkit.forward.devices import release_freed_memory as release_device_memory
 from quantkit.forward.feed_forward import expert_count, expert_part, feed_forward, shared
+from quantkit.forward.forward import DecoderLayer
 from quantkit.forward.layer import Context
 from quantkit.forward.layer_linears import layer_linears
 from quantkit.forward.linears import LayerLinears
@@ -123,24 +124,28 @@ class Stream:
                 self.states.save(states_file(number + 1))
             self.states.wait()
             return
-        routes = self._up_to_experts(number, weights, statistics)
+        routes = self.up_to_experts(number, weights, statistics)
         release_device_memory(self.options.device)
         quantized = watcher.dense(linears, tensors, statistics) if watcher else tensors
         if self.options.propagate:
             weights = self.weights(quantized, {})
-            routes = self._up_to_experts(number, weights, {})
+            routes = self.up_to_experts(number, weights, {})
         for expert in range(expert_count(layer.experts, layer.layer)):
             if watcher or (routes.chosen == expert).any():
                 self._one_expert(number, linears, expert, routes, watcher)
-        self._join(number, weights)
+        self.join_experts(number, weights)
         self.states.save(states_file(number + 1))
         self.states.wait()
 
     def input_of(self, number: int, key: str, weights: LayerWeights, sample: int) -> Array:
         """The input `key` of a layer with these weights, whose `until` it is: (n_tokens, n_in)."""
-        context = self._context(number, sample)
+        context, layer = self._context(number, sample), self.decoder.layer(number, weights)
+        x = self._read(states_file(number), sample)
         try:
-            self.decoder.layer(number, weights)(self._read(states_file(number), sample), context)
+            if layer.experts is None:
+                layer(x, context)
+            else:
+                self._before_experts(layer, *layer.attend(x, context))
         except InputReachedError as reached:
             self._check_finite(reached.x, self.decoder.at(number), sample)
             return reached.x
@@ -164,7 +169,7 @@ class Stream:
 
         self._gather(one, statistics)
 
-    def _up_to_experts(self, number: int, weights: LayerWeights, statistics: Mapping[str, Statistics]) -> Routes:
+    def up_to_experts(self, number: int, weights: LayerWeights, statistics: Mapping[str, Statistics]) -> Routes:
         """Run a layer without its routed experts. The next states start as the output of the shared expert."""
         chosen: dict[int, NDArray[np.int64]] = {}
         share: dict[int, Array] = {}
@@ -177,10 +182,8 @@ class Stream:
             middle, normed = layer.attend(self._read(states_file(number), sample), context)
             self.shared.save(number, sample, context)
             self._check_finite(middle, self.decoder.at(number), sample)
-            chosen[sample], share[sample] = map(fetch, layer.route(middle, normed))
-            if layer.beside and statistics:
-                layer.dense(middle)
-            fed = shared(layer.experts, layer.layer, normed)
+            routes, fed = self._before_experts(layer, middle, normed, beside=bool(statistics))
+            chosen[sample], share[sample] = map(fetch, routes)
             self.states.write("middle", sample, middle)
             self.states.write("seen", sample, normed)
             self.states.write(
@@ -191,6 +194,24 @@ class Stream:
         self._gather(one, statistics)
         samples = range(len(self.tokens))
         return Routes(np.stack([chosen[sample] for sample in samples]), np.stack([share[sample] for sample in samples]))
+
+    @staticmethod
+    def _before_experts(
+        layer: DecoderLayer, middle: Array, normed: Array, *, beside: bool = True
+    ) -> tuple[tuple[NDArray[np.int64], Array], Array | None]:
+        """The routes of a sample, and the output of the shared expert. `beside`: run what is beside the experts too."""
+        assert layer.experts is not None
+        routes = layer.route(middle, normed)
+        if layer.beside and beside:
+            layer.dense(middle)
+        return routes, shared(layer.experts, layer.layer, normed)
+
+    def groups_of(self, expert: RoutedExpert, width: int) -> list[Sequence[Sequence[int]]]:
+        """Batches of groups of samples that `expert_inputs` takes at once, where `width` values wait for each token."""
+        n_samples, n_tokens = self.tokens.shape
+        # the number of samples that gives an expert a few hundred tokens at once
+        together = min(max(1, _EXPERT_TOKENS * n_samples // max(1, expert.n_tokens)), n_samples)
+        return _groups(_groups(range(n_samples), together), max(1, samples_at_once(width, n_tokens) // together))
 
     def _one_expert(
         self, number: int, linears: LayerLinears, expert: int, routes: Routes, watcher: Watcher | None
@@ -204,34 +225,30 @@ class Stream:
         statistics = statistics_of(recorded, weights, self.options.device, gram=self.options.gram)
         extra = routes.others(expert, EXPERT_FLOOR) if self.options.gram and watcher else {}
         routed = RoutedExpert(number, expert, routes, extra)
-        self._through_expert(routed, weights, statistics, add=not self.options.propagate)
+        self.through_expert(routed, weights, statistics, add=not self.options.propagate)
         quantized = watcher.expert(linears, expert, tensors, statistics) if watcher else tensors
         if self.options.propagate:
-            self._through_expert(replace(routed, extra={}), self.weights(quantized, {}), {}, add=True)
+            self.through_expert(replace(routed, extra={}), self.weights(quantized, {}), {}, add=True)
 
-    def _through_expert(
+    def through_expert(
         self, expert: RoutedExpert, weights: LayerWeights, statistics: Mapping[str, Statistics], *, add: bool
     ) -> None:
         """Run an expert on its tokens, and on its extra ones, which count in the Gram matrix only.
 
         `add`: add the expert's outputs to the next states.
         """
-        n_samples, n_tokens = self.tokens.shape
-        # the number of samples that gives an expert a few hundred tokens at once
-        together = min(max(1, _EXPERT_TOKENS * n_samples // max(1, expert.n_tokens)), n_samples)
         width = sum(len(entry.squares) for entry in statistics.values())
-        at_once = max(1, samples_at_once(width, n_tokens) // together)
 
         def some(samples: Sequence[int]) -> tuple[dict[str, Array], dict[str, Array]]:
-            return self._some_samples(expert, samples, weights, add=add)
+            return self.expert_inputs(expert, samples, weights, add=add)
 
-        for batch in _groups(_groups(range(n_samples), together), at_once):
+        for batch in self.groups_of(expert, width):
             results = self.workers.map(some, batch)
             routed, others = ([taps[kind] for taps in results] for kind in (0, 1))
             add_inputs(statistics, routed, others, self.workers)
 
-    def _some_samples(
-        self, expert: RoutedExpert, samples: Sequence[int], weights: LayerWeights, *, add: bool
+    def expert_inputs(
+        self, expert: RoutedExpert, samples: Sequence[int], weights: LayerWeights, *, add: bool = False
     ) -> tuple[dict[str, Array], dict[str, Array]]:
         """Run an expert on its tokens of some samples; the inputs of its linears, and those of the extra tokens."""
         experts = self.decoder.architecture.experts
@@ -266,7 +283,9 @@ class Stream:
         part, index = expert_part(layer.experts, layer.layer, expert.number)
         return feed_forward(part, layer.layer, x, index)
 
-    def _join(self, number: int, weights: LayerWeights) -> None:
+    def join_experts(self, number: int, weights: LayerWeights) -> None:
+        """Write the input states of the next layer from the outputs of the experts, which they hold so far."""
+
         def one(sample: int) -> None:
             layer = self.decoder.layer(number, weights)
             fed = self._read(states_file(number + 1), sample)

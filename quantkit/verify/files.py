@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from quantkit.errors import VerificationError
 from quantkit.files import partial_path
+from quantkit.gguf.blocks import FORMATS
 from quantkit.gguf.kernels import dequantize_rows, validate_rows
 from quantkit.gguf.layout import FileLayout, Slot
 from quantkit.gguf.reader import read_header
@@ -47,6 +48,8 @@ ERROR_BOUND: dict[T, float] = {
     T.IQ3_XXS: 0.5,
 }
 LOOSE_BOUND = 0.95
+ASYMMETRIC_BOUND = 0.6
+"""Of matrices that make up for the errors of earlier layers, and are meant to differ from the source's."""
 # scales are half precision: weights below their smallest step become zero in a sound block too
 _HALF_STEP, _LEVELS = 6e-8, 1024
 _READ = 8 << 20
@@ -121,7 +124,7 @@ def check_errors(
     `moved`: matrices whose neurons have another order, by `matrix_key`. Returns for each output the check, and each
     tensor's relative RMS error.
     """
-    runs = [_ErrorCheck(output, moved) for output in outputs]
+    runs = [_ErrorCheck(output, moved, plan.request.asymmetric) for output in outputs]
     with ExitStack() as stack:
         for run in runs:
             stack.callback(run.close)
@@ -135,7 +138,8 @@ def check_errors(
 class _ErrorCheck:
     """The check of errors of one output, tensor after tensor."""
 
-    def __init__(self, output: GgufOutput, moved: Mapping[str, Moved]) -> None:
+    def __init__(self, output: GgufOutput, moved: Mapping[str, Moved], asymmetric: bool) -> None:
+        self._asymmetric = asymmetric
         self._moved = {key: entry for key, entry in moved.items() if output.label in entry.labels}
         self.errors: dict[str, float] = {}
         self._output = output
@@ -164,6 +168,8 @@ class _ErrorCheck:
         error, size = _sampled_error(written, source)
         self.errors[slot.name] = error
         bound = ERROR_BOUND.get(slot.type, LOOSE_BOUND)
+        if self._asymmetric and slot.type in FORMATS and slot.name.startswith("blk."):
+            bound = max(bound, ASYMMETRIC_BOUND)
         faint = (size or 1.0) * error <= _HALF_STEP * (1 if slot.type in (T.F16, T.BF16) else _LEVELS)
         if not (error <= bound or faint):
             raise VerificationError(

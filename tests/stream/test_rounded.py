@@ -1,0 +1,132 @@
+"""The sums of two streams, the source's and that of rounded weights, against plain forwards with either weights."""
+
+from collections import defaultdict
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from quantkit.checkpoint import open_checkpoint
+from quantkit.families import reference_logits
+from quantkit.families.base.native import Native
+from quantkit.forward.linears import LayerLinears
+from quantkit.forward.parts import Form
+from quantkit.forward.weights import Array, Weights, rows_of_whole
+from quantkit.stream import rounded as rounded_module
+from quantkit.stream.rounded import AsymmetricSums, RoundedStream
+from quantkit.stream.statistics import Statistics
+from quantkit.stream.stream import Stream
+from quantkit.stream.watcher import Tensors
+from tests.families.expected import write_checkpoint
+from tests.stream.test_stream import tokens_for
+
+# A dense model with norms after; turned matrices; parallel layers; shared keys and per-layer embeddings; two mixtures.
+MODELS = ["gemma2", "gpt2", "falcon-7b", "gemma4", "mixtral", "qwen2moe-fused-no-biases"]
+Inputs = dict[str, np.ndarray]
+
+
+def inputs_of(native: Native, tensors: Mapping[str, Array], monkeypatch: pytest.MonkeyPatch) -> Inputs:
+    """The inputs of every linear over all samples, (tokens, width), in float64, of a plain forward with `tensors`."""
+    inputs: dict[str, list[np.ndarray]] = defaultdict(list)
+    real = Weights.linear
+
+    def linear(self: Weights, name: str, x: Array, n_out: int, form: Form = Form(), index: int = 0) -> Array:
+        inputs[name].append(x.astype(np.float64))
+        return real(self, name, x, n_out, form, index)
+
+    whole = tensors.__getitem__
+    with monkeypatch.context() as patch:
+        patch.setattr(Weights, "linear", linear)
+        for sample in tokens_for(native):
+            reference_logits(whole, native.config, sample.tolist(), rows=rows_of_whole(whole), names=tensors.keys())
+    return {name: np.concatenate(pieces) for name, pieces in inputs.items()}
+
+
+class Watched:
+    """Takes the sums of every input of a layer, whose weights are `noisy` in the second stream."""
+
+    def __init__(self, streams: RoundedStream, noisy: Mapping[str, Array]) -> None:
+        self.streams, self.noisy = streams, noisy
+        self.sums: dict[tuple[int, str], AsymmetricSums] = {}
+
+    def dense(self, layer: LayerLinears, tensors: Tensors, statistics: Mapping[str, Statistics]) -> Tensors:
+        rounded = {name: self.noisy[name] for name in tensors}
+        for entry in layer.inputs:
+            if entry.expert is None:
+                self.sums[layer.number, entry.key] = self.streams.sums(layer, entry, tensors, rounded)
+        self.streams.advance(layer.number, rounded)
+        return tensors
+
+    def expert(
+        self, layer: LayerLinears, expert: int, tensors: Tensors, statistics: Mapping[str, Statistics]
+    ) -> Tensors:
+        rounded, routed = {name: self.noisy[name] for name in tensors}, self.streams.expert(layer.number, expert)
+        for entry in layer.inputs:
+            if entry.expert == expert:
+                self.sums[layer.number, entry.key] = self.streams.expert_sums(routed, entry, tensors, rounded)
+        self.streams.advance_expert(routed, rounded)
+        return tensors
+
+
+def assert_sums(sums: AsymmetricSums, x: np.ndarray, seen: np.ndarray) -> None:
+    assert sums.statistics.gram is not None
+    assert sums.statistics.gram_tokens == len(seen)
+    lengths = np.linalg.norm(seen, axis=0) + 1e-9
+    np.testing.assert_allclose(
+        sums.statistics.gram / np.outer(lengths, lengths), seen.T @ seen / np.outer(lengths, lengths), atol=2e-4
+    )
+    difference = x - seen
+    scales = np.outer(np.linalg.norm(x, axis=0) + 1e-9, lengths)
+    np.testing.assert_allclose(sums.cross / scales, difference.T @ seen / scales, atol=2e-4)
+    assert np.abs(difference.T @ seen / scales).max() > 1e-3 or np.abs(difference).max() < 1e-4
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_both_inputs_are_those_of_the_forwards(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rounded_module, "EXPERT_FLOOR", 0)
+    random = np.random.default_rng(5)
+    with open_checkpoint(str(write_checkpoint(name, tmp_path / name))) as checkpoint:
+        native = Native(checkpoint)
+        source = {key: np.array(native.whole(key), np.float32) for key in native.tensors}
+        with Stream(native, tokens_for(native), tmp_path, threads=2) as stream:
+            layers = [stream.linears(number) for number in range(native.decoder.n_layers)]
+            of_layers = [linear for layer in layers for entry in layer.inputs for linear in entry.linears]
+            noisy = dict(source)
+            for key in {linear.name + linear.form.weight for linear in of_layers if not linear.kept}:
+                spread = 0.1 * source[key].std() * random.standard_normal(source[key].shape)
+                noisy[key] = source[key] + spread.astype(np.float32)
+            with RoundedStream(stream, tmp_path / "rounded") as streams:
+                watched = Watched(streams, noisy)
+                stream.embed()
+                streams.embed()
+                for layer in layers:
+                    stream.layer(layer.number, watched)
+        plain, seen = (inputs_of(native, tensors, monkeypatch) for tensors in (source, noisy))
+    compared = 0
+    for layer in layers:
+        for entry in layer.inputs:
+            sums, linear = watched.sums[layer.number, entry.key], entry.linears[0]
+            if entry.expert is None:
+                assert_sums(sums, plain[linear.name], seen[linear.name])
+            elif linear.index is None and linear.name in seen:
+                assert_sums(sums, of_expert(layer, entry.expert, entry.key, plain, seen, source), seen[linear.name])
+            else:
+                continue
+            compared += 1
+    assert compared >= 3 * len(layers)
+
+
+def of_expert(
+    layer: LayerLinears, expert: int, key: str, plain: Inputs, seen: Inputs, source: Mapping[str, Array]
+) -> np.ndarray:
+    """The source's input of an expert for the tokens that the other model sends to it: SwiGLU in numpy."""
+    gate, up = layer.find(f"expert.{expert}").linears[:2]
+    feed = layer.find("feed").linears[0].name
+    rows = [int(np.abs(seen[feed] - row).max(axis=1).argmin()) for row in seen[gate.name]]
+    x = plain[feed][rows]
+    if not key.endswith(".down"):
+        return x
+    inner = x @ source[gate.name + ".weight"].T.astype(np.float64)
+    product: np.ndarray = inner / (1 + np.exp(-inner)) * (x @ source[up.name + ".weight"].T.astype(np.float64))
+    return product
