@@ -18,12 +18,9 @@ from quantkit.errors import UnsupportedError
 from quantkit.gguf import c_kernels, compiled, kernels
 from quantkit.gguf.lattice import LATTICE_KINDS
 from quantkit.gguf.types import block_size, row_bytes, tensor_type
+from tests.helpers.oracle import against_ggml
 
 _Floats = NDArray[np.float32]
-# compilers for ARM fuse multiplications and additions in ggml, so its bytes differ there (docs/dev/platforms.md)
-against_ggml = pytest.mark.skipif(
-    platform.machine() not in ("x86_64", "AMD64"), reason="ggml of x86-64 is the oracle; here the recorded bytes are"
-)
 needs_compiler = pytest.mark.skipif(
     not any(map(shutil.which, ("cc", "gcc", "clang"))), reason="no C compiler: the library's own kernels are used"
 )

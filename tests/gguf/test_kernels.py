@@ -21,6 +21,7 @@ from quantkit.gguf.kernels import dequantize_rows, library, quantize_rows, valid
 from quantkit.gguf.mix_rules import NEEDS_IMATRIX
 from quantkit.gguf.types import Q2_0, TENSOR_TYPES, row_bytes
 from tests.helpers import oracle
+from tests.helpers.oracle import against_ggml
 
 _T = GGMLQuantizationType
 _Floats = NDArray[np.float32]
@@ -79,16 +80,19 @@ def _assert_bytes_of_llama_cpp(types: Mapping[str, GGMLQuantizationType], folder
         assert ours.tobytes() == tensor.data.tobytes(), name
 
 
+@against_ggml
 def test_without_importances_every_type_has_the_bytes_of_llama_cpps_quantizer(tmp_path: Path) -> None:
     # llama.cpp refuses the smallest types without importances
     types = {name: kind for name, kind in TENSOR_TYPES.items() if kind not in NEEDS_IMATRIX}
     _assert_bytes_of_llama_cpp(types, tmp_path, weighted=False)
 
 
+@against_ggml
 def test_with_importances_types_have_the_bytes_of_llama_cpps_quantizer(tmp_path: Path) -> None:
     _assert_bytes_of_llama_cpp(QUICK, tmp_path, weighted=True)
 
 
+@against_ggml
 @pytest.mark.full
 def test_with_importances_every_type_has_the_bytes_of_llama_cpps_quantizer(tmp_path: Path) -> None:
     _assert_bytes_of_llama_cpp(TENSOR_TYPES, tmp_path, weighted=True)
