@@ -155,7 +155,8 @@ ENDS = (
 )
 
 
-def _convolves(config: Config, layer: int) -> bool:
+def convolves(config: Config, layer: int) -> bool:
+    """Whether a layer has the convolution."""
     types = config.get("layer_types")
     if types is None:
         attending = config.get("full_attn_idxs")
@@ -167,7 +168,7 @@ FORWARD = Architecture(
     attention_norm="operator_norm",
     feed_norm="ffn_norm",
     attention=Attention(out="out_proj", norms=("q_layernorm", "k_layernorm")),
-    short_convolution=ShortConvolution(layers=_convolves),
+    short_convolution=ShortConvolution(layers=convolves),
     feed=FeedForward(at="feed_forward.", gate="w1", up="w3", down="w2", inner=inner_width),
     last_norm="embedding_norm",
     tied=True,

@@ -259,6 +259,7 @@ class ShortConvolution:
     """A gated causal convolution over a few tokens in place of attention (LFM2).
 
     Attributes:
+        centered: the convolution reaches as far to later tokens as to earlier ones.
         layers: whether a layer has it in place of attention.
         projection: the linear for two gates and the values: before the convolution, after it, values.
         convolution: the depthwise convolution, (hidden, 1, kernel width).
@@ -269,6 +270,7 @@ class ShortConvolution:
     projection: str = "in_proj"
     convolution: str = "conv"
     out: str = "out_proj"
+    centered: bool = False
 
 
 @dataclass(frozen=True)

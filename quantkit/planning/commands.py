@@ -57,7 +57,7 @@ def _folder_commands(plan: "Plan", row: "Row") -> list[str]:
 
 
 def _gguf_commands(plan: "Plan", row: "Row", fit: Fit) -> list[str]:
-    offer, context, is_encoder = row.offer, fit.memory.context, plan.source.shape.traits.encoder
+    offer, context, is_encoder = row.offer, fit.memory.context, plan.source.shape.gives_vectors
     commands, file = [], plan.given
     if offer.label != "as it is":
         calibrate = " --calibrate" if offer.needs_imatrix else ""

@@ -11,7 +11,7 @@ def encoder_commands(shape: ModelShape, file: str, options: str, n_ctx: int) -> 
 
     Of T5, the command that gives its answer.
     """
-    if not shape.traits.encoder:
+    if not shape.gives_vectors:
         return [f"llama-completion -m {shlex.quote(file)} {options}"]
     options += f" -b {n_ctx} -ub {n_ctx}"
     if shape.number("pooling_type") == RANK:

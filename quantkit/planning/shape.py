@@ -127,6 +127,11 @@ class ModelShape:
         return max(layer.n_head_kv * layer.head_v for layer in self.layers)
 
     @property
+    def gives_vectors(self) -> bool:
+        """Whether it is an encoder, which gives vectors and not text; some have a decoder's graph and cache."""
+        return self.traits.encoder or self.keys.get("attention.causal") is False
+
+    @property
     def index_width(self) -> int:
         """Elements of a token's key in the cache of an indexer, 0 without one."""
         return int(self.number("attention.indexer.key_length"))

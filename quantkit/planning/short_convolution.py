@@ -22,8 +22,14 @@ def short_convolution(d: Drawing, x: Tensor, layer: Layer) -> Tensor:
     b, c, gated = (view(projected, (width, n), (projected.stride[1],)) for _ in range(3))
     inputs = view(same(b, gated), (n, width))
     inputs.stride = (width * F32, F32, width * n * F32, width * n * F32)
-    inputs = fresh((past + n, width), view(last, (past, width)), inputs)
-    tail = view(inputs, (past, width), ((past + n) * F32,))
+    if d.shape.keys.get("attention.causal", True):
+        inputs = fresh((past + n, width), view(last, (past, width)), inputs)
+    else:
+        # zeros stand for the tokens after the last, too
+        side = past // 2
+        before = fresh((side, width), view(view(last, (past, width)), (side, width), (past * F32,)))
+        inputs = fresh((side + n + side, width), fresh((side + n, width), before, inputs))
+    tail = view(inputs, (past, width), (inputs.stride[1],))
     d.graph.expand(Tensor(tail.shape, F32, (tail, view(state, state.shape)), root=state))
     convolved = fresh((width, n), inputs)
     convolved.weight = d.named("shortconv.conv.weight")

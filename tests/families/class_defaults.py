@@ -64,6 +64,8 @@ NO_CLASS: dict[str, tuple[str, ...]] = {
         "JinaBertForMaskedLM",
         "JinaBertModel",
         "KORMoForCausalLM",
+        "Lfm2BidirectionalForMaskedLM",
+        "Lfm2BidirectionalModel",
         "LlamaBidirectionalModel",
         "MaincoderForCausalLM",
         "MiniMaxM3SparseForCausalLM",

@@ -46,6 +46,7 @@ OTHER_NAMES: Mapping[str, Other] = {
     "KimiLinearModel": Other("kimi-linear"),
     "LFM2ForCausalLM": Other("lfm2"),
     "LLaMAForCausalLM": Other("llama"),
+    "Lfm2BidirectionalForMaskedLM": Other("lfm2-encoder", {"": "lfm2."}),
     "MT5ForConditionalGeneration": Other("flan-t5", config={"model_type": "mt5"}),
     "MambaLMHeadModel": Other("mamba"),
     "OLMoForCausalLM": Other("olmo"),

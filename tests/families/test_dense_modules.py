@@ -1,4 +1,4 @@
-"""EmbeddingGemma's Dense modules: in the GGUF and in llama.cpp's embeddings; modules that cannot be expressed."""
+"""Dense modules of EmbeddingGemma and LFM2: in the GGUF and in llama.cpp's vectors; modules that are refused."""
 
 import itertools
 import json
@@ -11,7 +11,7 @@ import pytest
 from demo.safetensors_file import write_safetensors
 from quantkit.errors import QuantkitError
 from quantkit.families.base.pooling import pooling_of
-from quantkit.llamacpp.session import embeddings
+from quantkit.llamacpp.session import embeddings, hidden_states
 from tests.families.expected import expected, read_gguf, tensor_hash, write_checkpoint
 from tests.families.models import TOKENS, weight
 from tests.families.test_pooling import with_pooling
@@ -56,6 +56,40 @@ def test_an_embedding_passes_both_dense_modules(tmp_path: Path) -> None:
     theirs = expected("embedding-gemma").logits.mean(axis=0) @ first.T @ second.T
     assert ours[0] @ theirs > 0.9999 * np.linalg.norm(ours[0]) * np.linalg.norm(theirs)
     assert np.abs(ours[0] - theirs).max() < 0.01 * theirs.std()
+
+
+def with_colbert(folder: Path, name: str = "1_Dense", outputs: int = 32) -> np.ndarray:
+    """Add the modules of a ColBERT model of PyLate, a Dense one without a pooling; returns its matrix."""
+    kinds = {"": "sentence_transformers.models.Transformer", name: "pylate.models.Dense.Dense"}
+    modules = [{"idx": n, "name": str(n), "path": path, "type": kind} for n, (path, kind) in enumerate(kinds.items())]
+    (folder / "modules.json").write_text(json.dumps(modules))
+    (folder / name).mkdir()
+    stated = {"in_features": HIDDEN, "out_features": outputs, "bias": False, "activation_function": IDENTITY}
+    (folder / name / "config.json").write_text(json.dumps(stated))
+    matrix = weight(3, name, (outputs, HIDDEN))
+    write_safetensors(folder / name / "model.safetensors", {"linear.weight": ("F32", matrix)})
+    return matrix
+
+
+def test_each_token_passes_the_dense_module_of_a_colbert_model(tmp_path: Path) -> None:
+    folder = write_checkpoint("lfm2-encoder", tmp_path / "model")
+    matrix = with_colbert(folder)
+    done = quantkit("gguf", folder, "-t", "f32", "-o", tmp_path / "out")
+    assert done.code == 0, done.stderr
+    path = next((tmp_path / "out").rglob("*.gguf"))
+    keys, tensors = read_gguf(path)
+    assert keys["lfm2.embedding_length_out"] == len(matrix)
+    assert tensors["dense_2.weight"][2] == tensor_hash(matrix)
+    theirs = expected("lfm2-encoder").logits @ matrix.T
+    assert np.abs(hidden_states(path, TOKENS) - theirs).max() < 0.02 * theirs.std()
+
+
+def test_another_dense_module_of_lfm2_is_refused(tmp_path: Path) -> None:
+    folder = write_checkpoint("lfm2-colbert", tmp_path / "model")
+    with_colbert(folder, "2_Dense")
+    done = quantkit("gguf", folder, "-t", "q8_0", "-o", tmp_path / "out")
+    assert done.code == 1
+    assert "has the Dense modules 2_Dense (64 to 32); llama.cpp runs 1_Dense alone, from 64 values" in done.sentence
 
 
 @pytest.mark.full
@@ -112,3 +146,11 @@ def test_causal_attention_of_a_bare_gemma_3_is_refused(tmp_path: Path) -> None:
     (folder / "config.json").write_text(json.dumps({**config, "use_bidirectional_attention": False}))
     done = quantkit("gguf", folder, "-t", "q8_0", "-o", tmp_path / "out")
     assert "use_bidirectional_attention is not true" in done.stderr
+
+
+def test_plan_names_the_commands_of_an_embedding_model_with_a_decoders_cache(tmp_path: Path) -> None:
+    done = quantkit("gguf", write_checkpoint("lfm2-encoder", tmp_path / "model"), "-t", "f32", "-o", tmp_path / "out")
+    assert done.code == 0, done.stderr
+    answer = quantkit("plan", next((tmp_path / "out").rglob("*.gguf")))
+    assert "llama-embedding -m" in answer.stdout
+    assert "llama-cli" not in answer.stdout

@@ -70,6 +70,7 @@ ALSO: dict[str, list[Config]] = {
         {"layer_types": [("full" if layer % 4 == 0 else "sliding") + "_attention" for layer in range(40)]}
     ],
     "Lfm2ForCausalLM": [{"layer_types": None}],
+    "Lfm2Model": [{"layer_types": None}],
     "Qwen2Model": SLIDING_BY_LAYER,
     "Qwen2MoeForCausalLM": [SLIDING],
     "Qwen2VLForConditionalGeneration": SLIDING_BY_LAYER,

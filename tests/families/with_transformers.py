@@ -193,6 +193,26 @@ def scale_attention_by_yarn(model: Any) -> None:
         layer.self_attn.scaling *= scale * scale
 
 
+def read_to_both_sides(model: Any) -> None:
+    """LFM2 as an encoder: attention to all tokens, and convolutions whose middle tap is for the token itself."""
+    plain = model.forward
+    no_mask = {"full_attention": None, "conv": None}
+    model.forward = lambda ids, **settings: plain(ids, attention_mask=no_mask, **settings)
+
+    def centered(part: Any) -> Any:
+        def forward(hidden_states: torch.Tensor, **_: Any) -> torch.Tensor:
+            before, after, values = part.in_proj(hidden_states).transpose(1, 2).chunk(3, dim=1)
+            side = part.conv_kernel_size // 2
+            mixed = torch.nn.functional.conv1d(before * values, part.conv.weight, padding=side, groups=values.shape[1])
+            return part.out_proj((after * mixed).transpose(1, 2))  # type: ignore[no-any-return]
+
+        return forward
+
+    for layer in model.layers:
+        if hasattr(layer, "conv"):
+            layer.conv.forward = centered(layer.conv)
+
+
 def make_plamo3(model: Any) -> None:
     """Gemma 3 as PLaMo 3: the embedding is not scaled, and the norms after the parts add another constant than 1."""
     model.model.embed_tokens.embed_scale.fill_(1.0)

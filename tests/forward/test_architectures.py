@@ -67,6 +67,8 @@ def test_every_architecture_of_the_reference_is_compared() -> None:
         *("DeciLMForCausalLM", "JAISLMHeadModel", "OpenELMForCausalLM", "PLaMo3ForCausalLM", "Plamo3ForCausalLM"),
         *(
             "JinaBertModel",
+            "Lfm2BidirectionalModel",
+            "Lfm2Model",
             "LlamaBidirectionalModel",
             "MiniMaxM3SparseForCausalLM",
             "MiniMaxM3SparseForConditionalGeneration",

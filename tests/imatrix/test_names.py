@@ -80,7 +80,7 @@ def test_entries_of_an_encoder_are_the_matrices_of_its_layers(name: str, tmp_pat
     assert {tensor: values.size for tensor, values in sums.items()} == {
         tensor: shape[-1] * math.prod(shape[:-2])
         for tensor, (_, shape, _) in tensors.items()
-        if tensor.startswith("blk.") and len(shape) > 1
+        if tensor.startswith("blk.") and len(shape) > 1 and not tensor.endswith(".conv.weight")
     }
 
 

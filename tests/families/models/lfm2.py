@@ -44,6 +44,15 @@ MOE = {
 
 CASES = (
     Case("lfm2", LFM2, newest=True),
+    Case("lfm2-colbert", {**LFM2, "architectures": ["Lfm2Model"]}, newest=True, auto="AutoModel"),
+    Case(
+        "lfm2-encoder",
+        {**LFM2, "architectures": ["Lfm2BidirectionalModel"]},
+        newest=True,
+        auto="AutoModel",
+        encoder=True,
+        patch="read_to_both_sides",
+    ),
     # the width as it is stated, a wider convolution, a head of its own
     Case(
         "lfm2-plain-width",
