@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from quantkit.checkpoint.float4_blocks import as_blocks
 from quantkit.checkpoint.float8 import SCALE_DTYPES, apply_scales, block_of, block_size, pair_scales, to_float32
 from quantkit.checkpoint.jsonfile import shown
 from quantkit.checkpoint.kept_rows import Span
@@ -100,6 +101,7 @@ class Checkpoint:
         self.quantized = open_quantized_weights(config, self._stored)
         if self.quantized is not None:
             tensors = self.quantized.tensors
+        tensors = as_blocks(tensors, config, origin.source)
         refuse_packed(tensors, origin.source)
         tensors, dropped = drop_kv_scales(tensors)
         self.config = config

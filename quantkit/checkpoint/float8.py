@@ -1,9 +1,10 @@
 """Scaled float8 weights, dequantized to float32 as they are read.
 
 DeepSeek-V3 and the Qwen FP8 releases store a weight in f8. Each block of 128 x 128 elements has one scale. Blocks
-at the edges are partial. The scales are in a companion tensor NAME_scale_inv; the value is f8 * scale. Other releases
-have one scale for the tensor or for each row (Mistral's `weight_scale_inv`, compressed-tensors' `weight_scale`). The
-arithmetic is llama.cpp's (`dequant_simple` in its conversion/base.py): both factors in float32, one multiplication.
+at the edges are partial. The scales are in a companion tensor NAME_scale_inv; the value is f8 * scale. DeepSeek-V4
+has `scale` beside `weight`. Other releases have one scale for the tensor or for each row (Mistral's `weight_scale_inv`,
+compressed-tensors' `weight_scale`). The arithmetic is llama.cpp's (`dequant_simple` in its conversion/base.py): both
+factors in float32, one multiplication.
 """
 
 from collections.abc import Mapping
@@ -49,7 +50,7 @@ def pair_scales(
     for name, tensor in tensors.items():
         if tensor.dtype not in FLOAT8:
             continue
-        scale = next((name + suffix for suffix in _SCALE_SUFFIXES if name + suffix in tensors), None)
+        scale = next((scale for scale in _scale_names(name) if scale in tensors), None)
         if scale is None:
             if quantization_config(config):
                 raise CheckpointError(
@@ -65,6 +66,12 @@ def pair_scales(
             # "up_proj.weight" has "up_proj.input_scale", fused "gate_up_proj" has "gate_up_proj_activation_scale".
             model.pop(stem + suffix if stem != name else f"{name}_{suffix}", None)
     return model, scales
+
+
+def _scale_names(name: str) -> tuple[str, ...]:
+    """The names that the scale of a tensor may have."""
+    names = tuple(name + suffix for suffix in _SCALE_SUFFIXES)
+    return (*names, name.removesuffix("weight") + "scale") if name.endswith(".weight") else names
 
 
 def block_size(config: Mapping[str, Any], where: str) -> Block:

@@ -40,21 +40,25 @@ _ROWS = 256
 # Rows that the sizes of rounding steps are taken from, by groups of so many columns.
 _SAMPLED_ROWS, _GROUP = 128, 32
 _DTYPES: dict[GGMLQuantizationType, Any] = {kind: dtype for dtype, kind in FLOAT_TYPES.items()}
-_UNQUANTIZED = (GGMLQuantizationType.F32, GGMLQuantizationType.F16, GGMLQuantizationType.BF16)
+_UNQUANTIZED = (*FLOAT_TYPES.values(), GGMLQuantizationType.I32)
 
 
 @dataclass(frozen=True)
 class _Matrix:
-    """Matrix `number` of a GGUF tensor; `columns`: the input channels that its columns multiply, None if in order."""
+    """Matrix `number` of a GGUF tensor, of `rows` rows, or that many rows of a matrix.
+
+    `columns`: the input channels that its columns multiply, None if in order.
+    """
 
     tensor: ModelTensor
     number: int
+    rows: int
     columns: NDArray[np.int64] | None
 
     @property
     def shape(self) -> tuple[int, int]:
         """(n_out, n_in)."""
-        return self.tensor.matrix_rows, self.tensor.n_columns
+        return self.rows, self.tensor.n_columns
 
 
 @dataclass(frozen=True)
@@ -116,7 +120,7 @@ class FeedbackRounder:
         for name, keys in sources.items():
             if name in tensors and self._has_levels(name):
                 for number, key in enumerate(keys):
-                    matrix = _Matrix(tensors[name], number, columns.get(name))
+                    matrix = _Matrix(tensors[name], number, tensors[name].n_rows // len(keys), columns.get(name))
                     self._matrices.setdefault(key, []).append(matrix)
 
     def _has_levels(self, name: str) -> bool:
@@ -218,7 +222,7 @@ class FeedbackRounder:
     def _has_rows(self, matrix: _Matrix, weight: Array) -> bool:
         """Whether the GGUF matrix has the rows of `weight` in the same order, by some of them."""
         tensor, rows = matrix.tensor, len(weight)
-        if (tensor.matrix_rows, tensor.n_columns) != weight.shape:
+        if (matrix.rows, tensor.n_columns) != weight.shape:
             return False
         first = matrix.number * rows
         return all(
@@ -256,9 +260,9 @@ class FeedbackRounder:
         """Some rows of a matrix, float32 (n, n_in)."""
         tensor = matrix.tensor
         step = self._step(tensor, _SAMPLED_ROWS)
-        middle = max(0, (tensor.matrix_rows - step) // 2) // tensor.row_step * tensor.row_step
-        first = matrix.number * tensor.matrix_rows
-        stop = first + min(middle + step, tensor.matrix_rows)
+        middle = max(0, (matrix.rows - step) // 2) // tensor.row_step * tensor.row_step
+        first = matrix.number * matrix.rows
+        stop = first + min(middle + step, matrix.rows)
         return widen(self.plan.model.read_rows(tensor.name, first + middle, stop), tensor)
 
     def _round(
@@ -272,7 +276,7 @@ class FeedbackRounder:
     ) -> None:
         """Round and write a matrix. `written` (n_out, n_in) takes the values of the only target, if it is given."""
         tensor, sweeps = matrix.tensor, self.plan.request.sweeps
-        starts = range(0, tensor.matrix_rows, self._step(tensor, _ROWS))
+        starts = range(0, matrix.rows, self._step(tensor, _ROWS))
         reasons = self.rounded.setdefault(tensor.name, [])
         if isinstance(prepared, str):
             reasons.append(prepared)
@@ -291,7 +295,7 @@ class FeedbackRounder:
                         quantized[kind] = quantize_with_feedback(kind, wanted, prepared.curvature, sweeps=sweeps)
                     else:
                         quantized[kind] = quantize_chunk(kind, rows, floats, tensor, importance, target.label)
-                write_at(target, quantized[kind], matrix.number * tensor.matrix_rows + start)
+                write_at(target, quantized[kind], matrix.number * matrix.rows + start)
                 if written is not None:
                     written[start : start + len(rows)] = dequantize_rows(kind, quantized[kind], tensor.n_columns)
 
@@ -333,8 +337,8 @@ class FeedbackRounder:
         own = [target for target in targets if _feeds_back(target.slot.type, tensor)]
         read = self._step(tensor, _ROWS)
         size = read * max(1, rows_at_once(tensor.n_columns) // read)
-        for start in range(0, tensor.matrix_rows if own else 0, size):
-            starts = range(start, min(start + size, tensor.matrix_rows), read)
+        for start in range(0, matrix.rows if own else 0, size):
+            starts = range(start, min(start + size, matrix.rows), read)
             pieces = self.workers.map(lambda at: self._rows(matrix, at, read, move)[1], list(starts))
             weight = place(np.concatenate(pieces), device(prepared.hessian))
             del pieces
@@ -344,7 +348,7 @@ class FeedbackRounder:
                 )
                 for target in own:
                     if target.slot.type == kind:
-                        write_at(target, rounded, matrix.number * tensor.matrix_rows + start)
+                        write_at(target, rounded, matrix.number * matrix.rows + start)
         return [target for target in targets if target not in own]
 
     @staticmethod
@@ -355,11 +359,11 @@ class FeedbackRounder:
     def _rows(self, matrix: _Matrix, start: int, count: int, move: Move | None) -> tuple[NDArray[np.generic], Array]:
         """At most `count` rows of a matrix as they are stored, and in float32. Raises CheckpointError."""
         tensor = matrix.tensor
-        stop = min(start + count, tensor.matrix_rows)
+        stop = min(start + count, matrix.rows)
         if move is not None:
             floats = move.moved.rows(move.weight, start, stop)
             return floats.astype(_DTYPES[tensor.type]), floats
-        first = matrix.number * tensor.matrix_rows
+        first = matrix.number * matrix.rows
         rows = self.plan.model.read_rows(tensor.name, first + start, first + stop)
         floats = widen(rows, tensor)
         check_finite(floats, tensor, first + start)

@@ -10,7 +10,7 @@ from quantkit.tokenizer.roles import TokenRoles
 # Recurrent models, encoders, diffusion models, and models with an indexed or shared cache.
 _NOT_PLANNABLE = (
     *("jina-bert-v3", "neo-bert"),
-    *("clip", "wavtokenizer-dec", "deepseek4"),
+    *("clip", "wavtokenizer-dec"),
     *("llada", "llada-moe", "dream", "rnd1", "dflash", "eagle3"),
     *("rwkv6qwen2", "arwkv7"),
     "plamo2",
@@ -32,7 +32,7 @@ _LEFT = """
 ArcticForCausalLM BailingMoeV3ForCausalLM BailingMoeV3VLForConditionalGeneration BambaForCausalLM
 BitNetForCausalLM BitnetForCausalLM ChameleonForCausalLM ChameleonForConditionalGeneration ClefModel
 CogVLMForCausalLM D1Model D1OmniModel DFlash2DraftModel DFlashDraftModel DSparkDraftModel DSparkSpeculator
-DeepseekOCRForCausalLM DeepseekV4DSparkModel DeepseekV4ForCausalLM Dots3NoteForCausalLM
+DeepseekOCRForCausalLM DeepseekV4DSparkModel Dots3NoteForCausalLM
 Dots3NoteForConditionalGeneration Dots3NoteTextForCausalLM DreamModel Eagle3DraftModel
 Eagle3LlamaForCausalLM Eagle3Speculator EmbeddingGemma2Model GPTRefactForCausalLM Gemma4AssistantForCausalLM
 Gemma4DSparkModel Gemma4UnifiedAssistantForCausalLM Glm5NextForConditionalGeneration

@@ -34,8 +34,8 @@ def attend(part: Attention, layer: Layer, x: Array, context: Context) -> Array:
     else:
         q, k, v, gate = _plain(part, layer, x, context)
         if part.blocks and part.blocks.layers(layer.config, layer.number):
-            angles = _angles(layer.config, part.rotary(layer.config), x)
-            apart = excluded_blocks(part.blocks, layer, layer.at + part.at, x, part.norm, angles)
+            turned_by = angles(layer.config, part.rotary(layer.config), x)
+            apart = excluded_blocks(part.blocks, layer, layer.at + part.at, x, part.norm, turned_by)
     (heads, n, size), groups, where = q.shape, len(k), device(x)
     cap = layer.config.get(part.softcap) if part.softcap else None
     scale = part.scale(layer.config, layer.number) / (cap or 1.0)
@@ -51,8 +51,7 @@ def attend(part: Attention, layer: Layer, x: Array, context: Context) -> Array:
     window, chunk = part.window(layer.config, layer.number) or n, part.chunk(layer.config, layer.number) or n
 
     out = empty((n, heads, v.shape[-1]), x)
-    step = _ROWS if where is None else _ROWS_OF_TENSORS
-    for start, stop in _steps(n, step, chunk):
+    for start, stop in query_steps(n, chunk, where):
         first, rows = max(start - start % chunk, start + 1 - window), stop - start
         last = stop
         if not part.causal:
@@ -69,7 +68,7 @@ def attend(part: Attention, layer: Layer, x: Array, context: Context) -> Array:
             by_head -= slopes[:, None, None] * place(distance, where)
         if part.causal:
             masked = rows if window >= stop else stop - first
-            by_head[:, :, stop - first - masked :] += _mask(rows, masked, window, where)
+            by_head[:, :, stop - first - masked :] += window_mask(rows, masked, window, where)
         elif window < n:
             far = np.abs(_distance(start, stop, first, last)) > window // 2
             by_head += place(np.where(far, -np.inf, 0.0).astype(np.float32), where)
@@ -79,7 +78,7 @@ def attend(part: Attention, layer: Layer, x: Array, context: Context) -> Array:
             # a choice for each group of heads that share a key
             by_group = by_head.reshape(groups, heads // groups, rows, last - first)
             put_where(by_group, apart[:, None, start:stop, first:last], -np.inf)
-        parts, total = _softmax_parts(by_head, sinks)
+        parts, total = softmax_parts(by_head, sinks)
         mixed = (parts.reshape(scores.shape) @ v[:, first:last]).reshape(heads, rows, -1)
         mixed /= total  # fewer divisions than on the scores
         out[start:stop] = mixed.swapaxes(0, 1)
@@ -89,14 +88,15 @@ def attend(part: Attention, layer: Layer, x: Array, context: Context) -> Array:
     return out * np.float32(part.multipliers(layer.config)[3]) if part.multipliers else out
 
 
-def _steps(n: int, step: int, chunk: int) -> Iterator[tuple[int, int]]:
-    """Ranges of at most `step` of n tokens; none crosses the end of a chunk."""
+def query_steps(n: int, chunk: int, where: Any) -> Iterator[tuple[int, int]]:
+    """The ranges of n queries for one softmax each, on the device `where`; none crosses the end of a chunk."""
+    step = _ROWS if where is None else _ROWS_OF_TENSORS
     for first in range(0, n, chunk):
         end = min(first + chunk, n)
         yield from ((start, min(start + step, end)) for start in range(first, end, step))
 
 
-def _softmax_parts(scores: Array, sinks: Array | None) -> tuple[Array, Array]:
+def softmax_parts(scores: Array, sinks: Array | None) -> tuple[Array, Array]:
     """The softmax of scores (heads, rows, keys), in place, before the division by its sums (heads, rows, 1).
 
     A head's sink only enters the sum.
@@ -119,7 +119,7 @@ def _distance(start: int, stop: int, first: int, last: int) -> NDArray[np.int64]
 
 
 @lru_cache(maxsize=8)
-def _mask(rows: int, keys: int, window: int, where: Any) -> Array:
+def window_mask(rows: int, keys: int, window: int, where: Any) -> Array:
     """The mask of the scores: -inf for keys after the query, or `window` or more tokens before it."""
     distance = _distance(keys - rows, keys, 0, keys)
     hidden = np.where((distance < 0) | (distance >= window), -np.inf, 0.0).astype(np.float32)
@@ -173,7 +173,7 @@ def _turned(part: Attention, layer: Layer, x: Array) -> Array:
     settings = part.rope(layer.config, layer.number)
     if settings is None or part.alibi(layer.config):
         return x
-    cos, sin = _angles(settings, part.rotary(layer.config), x[0])
+    cos, sin = angles(settings, part.rotary(layer.config), x[0])
     return turn(x, cos, sin, part.pairs)
 
 
@@ -224,8 +224,8 @@ def _excluded(
 ) -> Array | None:
     """The keys that a query does not attend to, by the layer's indexer or the last one before it; None: all count."""
     if part.own(layer.config, layer.number):
-        angles = _angles(layer.config, int(layer.config["qk_rope_head_dim"]), x)
-        chosen = excluded_keys(part, layer, layer.at + attention.at + part.at, x, short, angles)
+        turned_by = angles(layer.config, int(layer.config["qk_rope_head_dim"]), x)
+        chosen = excluded_keys(part, layer, layer.at + attention.at + part.at, x, short, turned_by)
         context.excluded.clear()
         context.excluded[layer.number] = chosen
         return chosen
@@ -255,7 +255,7 @@ def _latent(part: Attention, layer: Layer, x: Array) -> tuple[Array, Array, Arra
     xp = namespace(x)
     k_turned, settings = joint[None, :, rank:], part.rope(config, layer.number)
     if settings is not None:
-        cos, sin = _angles(settings, turning, x)
+        cos, sin = angles(settings, turning, x)
         q = xp.concatenate([q[..., :still], turn(q[..., still:], cos, sin, _pairs(part, config))], axis=-1)
         k_turned = turn(k_turned, cos, sin, _pairs(part, config))
     k_turned = xp.broadcast_to(k_turned, (heads, n, turning))
@@ -266,7 +266,7 @@ def _pairs(part: Attention, config: Config) -> str:
     return part.pairs if config.get("rope_interleave", True) else "half"
 
 
-def _angles(settings: Config, width: int, x: Array) -> tuple[Array, Array]:
+def angles(settings: Config, width: int, x: Array) -> tuple[Array, Array]:
     """cos and sin (n, pairs) for the tokens of x, beside x."""
     frequencies, magnitude = rope_frequencies(settings, width, len(x))
     return _cos_sin(frequencies.tobytes(), magnitude, len(x), device(x))

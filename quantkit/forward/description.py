@@ -14,6 +14,7 @@ from quantkit.forward.kimi_parts import KimiDelta
 from quantkit.forward.mixers import (
     Attention,
     ChannelMix,
+    CompressedAttention,
     DeltaNet,
     Mamba,
     Mamba2,
@@ -32,6 +33,7 @@ class FeedForward:
         fused: one linear for gate and up: one after the other, or `alternating`.
         clamped: gpt-oss's variant: gate and up are limited, the gate is x sigmoid(1.702 x), and 1 is added to up.
         down_turned: whether `down` is stored the other way round than `form` has it.
+        limit_before: the config key of the limit L: before its activation the gate is at most L, up is from -L to L.
         inner: width between up and down.
         sparsity: by layer, the share of gates that are set to zero, if gates were normal; 0 keeps all. The others are
             what they exceed that quantile by.
@@ -47,6 +49,7 @@ class FeedForward:
     fused: str | None = None
     alternating: bool = False
     clamped: bool = False
+    limit_before: str | None = None
     form: Form = Form()
     down_turned: bool = False
     inner: Callable[[Config], int] = lambda config: int(config["intermediate_size"])
@@ -85,13 +88,16 @@ class Experts:
     """Feed-forwards of which each token uses the best by the router's score.
 
     Attributes:
-        router: the linear that scores the experts.
+        router: the linear that scores the experts; `router_form`: how it is stored.
         expert: one expert; `{}` in its names stands for its number.
         stacked: all experts in one tensor; used where the checkpoint has it.
         mlx: where mlx-lm has the stacked experts; None: its model has not been compared with quantkit's forward.
         count: config keys of the number of experts.
         used: config keys of the number of experts per token, or of a list with one number per layer.
-        score: the function from the router's output to scores; `sparse_mixer` gives weights too (see `route`).
+        score: the function from the router's output to scores; `sparse_mixer` gives weights too (see `route`),
+            `sqrt_softplus` is the square root of softplus.
+        table: a tensor (vocabulary, experts per token) of the experts of each token, in layers that have it; the scores
+            then only give the weights.
         correction: a vector added to the scores for the choice only.
         groups: (number of groups, groups chosen); experts come from the best groups only.
         group_by: a group's score is the sum of its best scores, this many.
@@ -105,12 +111,14 @@ class Experts:
     """
 
     router: str
+    router_form: Form = Form()
     expert: FeedForward | None = None
     stacked: FeedForward | None = None
     mlx: str | None = None
     count: tuple[str, ...] = ("num_local_experts", "num_experts", "n_routed_experts")
     used: tuple[str, ...] = ("num_experts_per_tok", "num_experts_per_token")
-    score: Literal["softmax", "sigmoid", "sparse_mixer"] = "softmax"
+    score: Literal["softmax", "sigmoid", "sparse_mixer", "sqrt_softplus"] = "softmax"
+    table: str | None = None
     correction: str | None = None
     groups: Callable[[Config], tuple[int, int]] = lambda _: (1, 1)
     group_by: int = 1
@@ -174,6 +182,22 @@ class AltUp:
 
 
 @dataclass(frozen=True)
+class HyperConnections:
+    """DeepSeek-V4's manifold-constrained hyper-connections: several residual streams, which each part mixes anew.
+
+    All tensors are of a part (`attention`, `feed`: prefixes within a layer) or of the end of the model (`head`), where
+    the streams become one: `{prefix}_fn` (see `hyper_connections`), `{prefix}_base` and `{prefix}_scale`.
+    """
+
+    attention: str = "hc_attn"
+    feed: str = "hc_ffn"
+    head: str = "hc_head"
+    count: Callable[[Config], int] = lambda config: int(config["hc_mult"])
+    iterations: Callable[[Config], int] = lambda config: int(config["hc_sinkhorn_iters"])
+    eps: Callable[[Config], float] = lambda config: float(config["hc_eps"])
+
+
+@dataclass(frozen=True)
 class Laurel:
     """LAuReL (arXiv 2411.07501), a low-rank residual: the layer gives (state + x + norm(right(left(x)))) / sqrt(2).
 
@@ -205,6 +229,7 @@ class Architecture:
         token_types: the tensor of token types; its first row is added to every embedding.
         norms_after: the kinds of `after_attention` and `after_feed`, where they differ from `norm`.
         sum_norms: norms of the hidden states after attention and after the feed-forward have been added (BERT).
+        compressed: attention with compressed tokens, which all layers have in its place.
         delta_net, kimi_delta, mamba, mamba2, short_convolution, one_linear: what some layers have in place of attention
             (Mamba 2 also beside it).
         time_mix, channel_mix: RWKV's parts, which all layers have in place of attention and feed-forward.
@@ -215,6 +240,7 @@ class Architecture:
         layer_inputs: per-layer embeddings.
         altup: several streams of hidden states.
         laurel: a low-rank residual beside attention.
+        hyper_connections: several streams of hidden states, which each part of a layer mixes.
         layer_scale: the tensor of one number that multiplies a layer's output.
         last_norm: the norm after the last layer, or ""; `last_norm_kind` where it differs from `norm`.
         tied: whether the embedding is the head where config.json does not say.
@@ -248,6 +274,7 @@ class Architecture:
     parallel: bool = False
     residual_scale: Callable[[Config], float] = lambda _: 1.0
     attention: Attention = field(default_factory=Attention)
+    compressed: CompressedAttention | None = None
     delta_net: DeltaNet | None = None
     kimi_delta: KimiDelta | None = None
     mamba: Mamba | None = None
@@ -261,6 +288,7 @@ class Architecture:
     layer_inputs: LayerInputs | None = None
     altup: AltUp | None = None
     laurel: Laurel | None = None
+    hyper_connections: HyperConnections | None = None
     layer_scale: str | None = None
     last_norm: str = "norm"
     last_norm_kind: Norm | None = None

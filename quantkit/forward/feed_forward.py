@@ -1,7 +1,7 @@
 """The feed-forward of a layer as an architecture describes it: one for all tokens, or experts that a router chooses."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from statistics import NormalDist
 
@@ -9,12 +9,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantkit.forward.arithmetic import activation, sigmoid, softmax, xielu
-from quantkit.forward.arrays import Array, ascending, device, namespace, place, taken
+from quantkit.forward.arrays import Array, ascending, device, fetch, namespace, place, taken
+from quantkit.forward.chunks import softplus
 from quantkit.forward.config_keys import given
 from quantkit.forward.description import Experts, FeedForward
 from quantkit.forward.layer import Layer
 
 _GATE_SLOPE = 1.702
+_SCORES: dict[str, Callable[[Array], Array]] = {
+    "softmax": softmax,
+    "sigmoid": sigmoid,
+    "sqrt_softplus": lambda x: softplus(x) ** 0.5,
+}
 
 
 def feed_forward(part: FeedForward, layer: Layer, x: Array, index: int = 0) -> Array:
@@ -32,11 +38,14 @@ def feed_forward(part: FeedForward, layer: Layer, x: Array, index: int = 0) -> A
         gate = linear(part.gate, x, inner) if part.gate else None
         up = linear(part.up, x, inner)
     if gate is not None and part.clamped:
-        xp, limit = namespace(x), float(config.get("swiglu_limit", 7.0))
-        gate = xp.clip(gate, None, limit)
-        up = (xp.clip(up, -limit, limit) + 1.0) * gate * sigmoid(_GATE_SLOPE * gate)
+        xp, bound = namespace(x), float(config.get("swiglu_limit", 7.0))
+        gate = xp.clip(gate, None, bound)
+        up = (xp.clip(up, -bound, bound) + 1.0) * gate * sigmoid(_GATE_SLOPE * gate)
     else:
         act = _activation(part, layer)
+        most = config.get(part.limit_before) if part.limit_before else None
+        if gate is not None and most:
+            gate, up = namespace(x).clip(gate, None, most), namespace(x).clip(up, -most, most)
         if gate is not None and part.multipliers:
             gate = gate * np.float32(part.multipliers(config)[0])
         if gate is not None and (sparsity := part.sparsity(config, layer.number)):
@@ -70,12 +79,12 @@ def _beyond(x: Array, deviations: float) -> Array:
     return beyond
 
 
-def mixture(part: Experts, layer: Layer, x: Array, routed: Array) -> Array:
+def mixture(part: Experts, layer: Layer, x: Array, routed: Array, tokens: Sequence[int]) -> Array:
     """x (n, hidden) through the experts that the router chooses for each token, and the shared one: (n, hidden).
 
-    The router reads `routed` (n, hidden).
+    The router reads `routed` (n, hidden), and a table the ids `tokens`.
     """
-    chosen, share = route(part, layer, routed)
+    chosen, share = route(part, layer, routed, tokens)
     xp = namespace(x)
     out: Array = xp.zeros_like(x)
     for expert in range(expert_count(part, layer)):
@@ -120,13 +129,21 @@ def _is_stacked(part: FeedForward, layer: Layer) -> bool:
     return layer.weights.has(layer.at + part.at + (part.fused or part.up) + part.form.weight)
 
 
-def route(part: Experts, layer: Layer, x: Array) -> tuple[NDArray[np.int64], Array]:
-    """The experts of each token of x (n, hidden), best first, and their weights: both (n, experts per token)."""
+def route(part: Experts, layer: Layer, x: Array, tokens: Sequence[int]) -> tuple[NDArray[np.int64], Array]:
+    """The experts of each token of x (n, hidden), best first, and their weights: both (n, experts per token).
+
+    A table has the experts of the ids `tokens` in its own order.
+    """
     count = expert_count(part, layer)
-    logits = layer.weights.linear(layer.at + part.router, x, count)
+    logits = layer.weights.linear(layer.at + part.router, x, count, part.router_form)
     if part.score == "sparse_mixer":
         return _sparse_mixer(logits, float(given(layer.config, "router_jitter_noise", default=0.01)))
-    scores = softmax(logits) if part.score == "softmax" else sigmoid(logits)
+    scores = _SCORES[part.score](logits)
+    top = _used(part, layer)
+    if part.table and layer.weights.has(layer.at + part.table):
+        table = fetch(layer.weights.vector(layer.at + part.table)).reshape(-1, top)
+        of_tokens: NDArray[np.int64] = place(table[np.asarray(tokens)].astype(np.int64), device(x))
+        return of_tokens, _weights_of(part, layer, scores, of_tokens)
     ranked = scores
     if part.correction and layer.weights.has(layer.at + part.correction):
         ranked = scores + layer.vector(layer.at + part.correction, x)
@@ -136,15 +153,24 @@ def route(part: Experts, layer: Layer, x: Array) -> tuple[NDArray[np.int64], Arr
         group_scores = taken(by_group, ascending(-by_group)[..., : part.group_by]).sum(axis=-1)
         excluded = ascending(ascending(-group_scores)) >= top_groups
         ranked = namespace(x).where(excluded[..., None], -math.inf, by_group).reshape(len(x), count)
-    stated = given(layer.config, *part.used, default=2)
-    top = int(stated[layer.number] if isinstance(stated, list) else stated)
     chosen = ascending(-ranked)[:, :top]
+    return chosen, _weights_of(part, layer, scores, chosen)
+
+
+def _used(part: Experts, layer: Layer) -> int:
+    """Experts per token."""
+    stated = given(layer.config, *part.used, default=2)
+    return int(stated[layer.number] if isinstance(stated, list) else stated)
+
+
+def _weights_of(part: Experts, layer: Layer, scores: Array, chosen: NDArray[np.int64]) -> Array:
+    """The weights of the chosen experts."""
     share = taken(scores, chosen)
     if part.normalised(layer.config):
         share = share / (share.sum(axis=-1, keepdims=True) + 1e-20)
     if part.expert_scale:
-        share = share * layer.vector(layer.at + part.expert_scale, x)[chosen]
-    return chosen, share * part.scale(layer.config)
+        share = share * layer.vector(layer.at + part.expert_scale, scores)[chosen]
+    return share * part.scale(layer.config)
 
 
 def _sparse_mixer(logits: Array, jitter: float) -> tuple[NDArray[np.int64], Array]:

@@ -29,7 +29,7 @@ def feed_forward(
     down = Linear(at + part.down, inner, layer.hidden, part.down_form, index)
     inputs = (Input(key, readers, expert), Input(down_key, (down,), expert))
     # Up is linear only as a factor of the gate: without a gate it enters the activation, clamped it is limited.
-    is_linear = (part.fused or part.gate) and not part.clamped
+    is_linear = (part.fused or part.gate) and not (part.clamped or part.limit_before)
     folds = (RowFold(readers[-1], _rows_of_up(part, inner), down_key),) if is_linear else ()
     return Part(inputs, folds, (key,))
 
@@ -55,7 +55,7 @@ def channel_mix(part: ChannelMix, layer: LayerNames) -> Part:
 def mixture(part: Experts, layer: LayerNames) -> Part:
     """The router, each expert, and the shared expert with its gate."""
     count = int(given(layer.config, *part.count))
-    readers = [Linear(layer.at + part.router, layer.hidden, count, kept=True)]
+    readers = [Linear(layer.at + part.router, layer.hidden, count, part.router_form, kept=True)]
     experts = list(_experts(part, layer, count))
     after: list[Input] = []
     folds = [fold for expert in experts for fold in expert.folds]

@@ -11,10 +11,12 @@ from quantkit.forward.altup import Streams, merged, spread, stream
 from quantkit.forward.arithmetic import softcapped
 from quantkit.forward.arrays import namespace
 from quantkit.forward.attention import attend
+from quantkit.forward.compressed_attention import compressed_attention
 from quantkit.forward.config_keys import given, head_dim
 from quantkit.forward.delta_net import delta_net
 from quantkit.forward.description import AltUp, Architecture, Laurel
 from quantkit.forward.feed_forward import feed_forward, mixture, route
+from quantkit.forward.hyper_connections import connect, joined
 from quantkit.forward.kimi_delta import kimi_delta
 from quantkit.forward.layer import Context, Layer
 from quantkit.forward.layer_inputs import add_layer_input, gated_input
@@ -43,7 +45,8 @@ class Decoder:
         self.eps = float(given(config, *_EPS, default=1e-6 if self.architecture.norm.kind == "rms" else 1e-5))
         self.n_layers = int(given(config, "num_hidden_layers", "n_layer", "n_layers"))
         self.hidden = int(given(config, "hidden_size", "n_embd", "d_model", "dim"))
-        self.streams = self.architecture.altup.count(config) if self.architecture.altup else 1
+        several = self.architecture.altup or self.architecture.hyper_connections
+        self.streams = several.count(config) if several else 1
         sources = (self.shared_from(number) for number in range(self.n_layers))
         self.shared_layers = frozenset(source for source in sources if source is not None)
 
@@ -69,6 +72,9 @@ class Decoder:
     def embed(self, tokens: Sequence[int]) -> Array:
         """The hidden states (n_tokens, width) before the first layer."""
         x = self.embedded(tokens)
+        if self.architecture.hyper_connections:
+            repeated: Array = np.tile(x, (1, self.streams))
+            return repeated
         part = self.architecture.altup
         return spread(part, self.weights, self.base, x, self.streams) if part else x
 
@@ -155,6 +161,8 @@ class Decoder:
         architecture = self.architecture
         if architecture.altup:
             x = merged(architecture.altup, self.weights, self.base, x, self.streams)
+        if part := architecture.hyper_connections:
+            x = joined(part, self._at(self.weights, 0, ""), self.base + part.head, x)
         if architecture.last_norm:
             kind = architecture.last_norm_kind or architecture.norm
             x = self._at(self.weights, 0, "").norm(self.base + architecture.last_norm, x, kind)
@@ -181,14 +189,14 @@ class DecoderLayer:
         if self.architecture.altup:
             return self._one_stream(self.architecture.altup, x, context)
         middle, normed_middle = self.attend(x, context)
-        return self.join(middle, self.feed(middle, normed_middle), context)
+        return self.join(middle, self.feed(middle, normed_middle, context), context)
 
     def _one_stream(self, part: AltUp, x: Array, context: Context) -> Array:
         """The streams x (n, streams * hidden) after the layer, whose parts compute the active one."""
         streams = Streams(part, self.layer, self.architecture.norm, self.decoder.hidden)
         predictions = streams.predict(x)
         middle, normed_middle = self.attend(stream(predictions, streams.active, streams.hidden), context)
-        fed = self._normed(self.architecture.after_feed, self.feed(middle, normed_middle))
+        fed = self._normed(self.architecture.after_feed, self.feed(middle, normed_middle, context))
         x = streams.correct(predictions, f32(middle + fed))
         inputs = self.architecture.layer_inputs
         if inputs is None:
@@ -198,8 +206,13 @@ class DecoderLayer:
         )
 
     def attend(self, x: Array, context: Context) -> tuple[Array, Array]:
-        """The hidden states (n, hidden) after attention, and the input of the feed-forward or the experts."""
+        """The hidden states (n, width) after attention, and the input of the feed-forward or the experts."""
         architecture = self.architecture
+        if part := architecture.hyper_connections:
+            around = connect(part, self.layer, part.attention, x)
+            normed = self._normed(architecture.norm_before(self.layer.number), around.read)
+            middle = around.after(self._mixed(normed, context))
+            return middle, self._normed(architecture.feed_norm, connect(part, self.layer, part.feed, middle).read)
         if not architecture.mixes(self.layer.config, self.layer.number):
             feeds = architecture.feeds(self.layer.config, self.layer.number)
             return x, self._normed(architecture.feed_norm if feeds else None, x)
@@ -217,10 +230,10 @@ class DecoderLayer:
             middle = f32((middle + self._low_rank(self.architecture.laurel, normed)) * 0.5**0.5)
         return middle, self._normed(self.beside.norm if self.beside else architecture.feed_norm, middle)
 
-    def feed(self, middle: Array, x: Array) -> Array:
+    def feed(self, middle: Array, x: Array, context: Context) -> Array:
         """The output of the feed-forward or the experts for their input x: (n, hidden)."""
         if self.experts:
-            return mixture(self.experts, self.layer, x, self._routed(middle, x))
+            return mixture(self.experts, self.layer, x, self._routed(middle, x), context.tokens)
         if not self.architecture.feeds(self.layer.config, self.layer.number):
             nothing: Array = namespace(x).zeros_like(x)
             return nothing
@@ -228,10 +241,10 @@ class DecoderLayer:
             return channel_mix(self.architecture.channel_mix, self.layer, x)
         return feed_forward(self.architecture.feed, self.layer, x)
 
-    def route(self, middle: Array, x: Array) -> tuple[NDArray[np.int64], Array]:
+    def route(self, middle: Array, x: Array, context: Context) -> tuple[NDArray[np.int64], Array]:
         """The experts of each token and their weights, see `feed_forward.route`."""
         assert self.experts is not None
-        return route(self.experts, self.layer, self._routed(middle, x))
+        return route(self.experts, self.layer, self._routed(middle, x), context.tokens)
 
     def dense(self, middle: Array) -> Array:
         """The output of the feed-forward that runs beside the experts: (n, hidden)."""
@@ -241,6 +254,8 @@ class DecoderLayer:
     def join(self, middle: Array, fed: Array, context: Context) -> Array:
         """The hidden states after the layer."""
         architecture, layer = self.architecture, self.layer
+        if part := architecture.hyper_connections:
+            return connect(part, layer, part.feed, middle).after(fed)
         if architecture.parallel:
             return f32(middle + fed)
         if self.beside:
@@ -270,6 +285,8 @@ class DecoderLayer:
     def _mixed(self, x: Array, context: Context) -> Array:
         if self.architecture.time_mix:
             return time_mix(self.architecture.time_mix, self.layer, x, context)
+        if self.architecture.compressed:
+            return compressed_attention(self.architecture.compressed, self.layer, x)
         recurrent = self.architecture.delta_net
         if recurrent and recurrent.layers(self.layer.config, self.layer.number):
             return delta_net(recurrent, self.layer, x)

@@ -4,8 +4,9 @@ from collections.abc import Collection
 from dataclasses import replace
 
 from quantkit.forward.config_keys import Config
-from quantkit.forward.description import AltUp, Architecture, LayerInputs
+from quantkit.forward.description import AltUp, Architecture, HyperConnections, LayerInputs
 from quantkit.forward.feed_linears import channel_mix, feed_forward, mixture
+from quantkit.forward.hyper_connections import STORED
 from quantkit.forward.layer_parts import NO_PART, LayerNames
 from quantkit.forward.linears import Input, LayerLinears, Linear, NormFold
 from quantkit.forward.mixer_linears import mixer_linears
@@ -41,6 +42,9 @@ def layer_linears(architecture: Architecture, config: Config, number: int, names
         inputs += dense.inputs
         normed[1:] = [(experts.beside.norm, feed.fed), (architecture.feed_norm, dense.fed)]
         feed = replace(feed, folds=feed.folds + dense.folds)
+    if architecture.hyper_connections:
+        before_attention, before_feed = _hyper_connections(architecture.hyper_connections, layer)
+        inputs = (before_attention, *attention.inputs, before_feed, *feed.inputs)
     if architecture.altup:
         before, after = _altup(architecture.altup, layer)
         inputs = (*before, *inputs, *after)
@@ -62,6 +66,14 @@ def _altup(part: AltUp, layer: LayerNames) -> tuple[tuple[Input, ...], tuple[Inp
     correction = Linear(at + part.correction, count, count, kept=True)
     before = Input("altup.router", (router,)), Input("altup.prediction", (prediction,))
     return before, (Input("altup.correction", (correction,)),)
+
+
+def _hyper_connections(part: HyperConnections, layer: LayerNames) -> tuple[Input, Input]:
+    """The inputs of the coefficients of attention and feed-forward: all streams, after a norm without a weight."""
+    count = part.count(layer.config)
+    n_in, n_out = count * layer.hidden, (2 + count) * count
+    attention, feed = (Linear(layer.at + name, n_in, n_out, STORED, kept=True) for name in (part.attention, part.feed))
+    return Input("streams.attention", (attention,)), Input("streams.feed", (feed,))
 
 
 def _layer_inputs(part: LayerInputs, layer: LayerNames) -> tuple[Input, ...]:

@@ -12,6 +12,7 @@ from quantkit.forward.linears import Input, Linear, NormFold, RowFold
 from quantkit.forward.mixers import (
     Attention,
     BlockIndexer,
+    CompressedAttention,
     DeltaNet,
     Indexer,
     Mamba,
@@ -28,6 +29,8 @@ def mixer_linears(architecture: Architecture, layer: LayerNames) -> Part:
     recurrent = architecture.delta_net
     if not architecture.mixes(config, number):
         attention = NO_PART
+    elif architecture.compressed:
+        attention = _compressed(architecture.compressed, layer)
     elif architecture.time_mix:
         attention = _time_mix(architecture.time_mix, layer)
     elif recurrent and recurrent.layers(config, number):
@@ -137,6 +140,35 @@ def _block_indexer(part: BlockIndexer | None, layer: LayerNames, at: str) -> tup
     widths = (part.heads(config) * part.width(config), part.width(config))
     names = (part.queries, part.keys)
     return tuple(Linear(at + name, layer.hidden, width, kept=True) for name, width in zip(names, widths, strict=True))
+
+
+def _compressed(part: CompressedAttention, layer: LayerNames) -> Part:
+    """The compressor and the index heads are small and decide what is seen at all, so they keep their precision.
+
+    The norm of the queries and the softmax are after all linears but the last two, whose inputs take no fold.
+    """
+    config, at, hidden = layer.config, layer.at + part.at, layer.hidden
+    heads, size, rank = int(config["num_attention_heads"]), head_dim(config), part.rank(config)
+    groups, group_rank = part.group_count(config), part.group_rank(config)
+    readers = [Linear(at + part.queries[0], hidden, rank), Linear(at + part.keys, hidden, size)]
+    of_queries = [Linear(at + part.queries[1], rank, heads * size)]
+    compressors = {part.compressor.at: size} if part.ratio(config, layer.number) else {}
+    if compressors and part.overlap(config, layer.number):
+        index_heads, width = part.index_heads(config), part.index_width(config)
+        compressors[part.indexer + part.compressor.at] = width
+        readers.append(Linear(at + part.indexer + part.index_weights, hidden, index_heads, kept=True))
+        of_queries.append(Linear(at + part.indexer + part.index_queries, rank, index_heads * width, kept=True))
+    for name, width in compressors.items():
+        channels = part.channels(config, layer.number, width)
+        for linear in (part.compressor.values, part.compressor.weights):
+            readers.append(Linear(at + name + linear, hidden, channels, kept=True))
+    of_groups = (
+        Input(f"attention.group.{group}", (Linear(at + part.groups, heads * size // groups, group_rank, index=group),))
+        for group in range(groups)
+    )
+    out = Input("attention.out", (Linear(at + part.out, groups * group_rank, hidden),))
+    inputs = (Input("attention", tuple(readers)), Input("attention.q", tuple(of_queries)), *of_groups, out)
+    return Part(inputs, (NormFold(at + part.query_norm, 0.0, ("attention.q",)),), ("attention",))
 
 
 def _delta_net(part: DeltaNet, layer: LayerNames) -> Part:

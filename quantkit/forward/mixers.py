@@ -1,4 +1,4 @@
-"""The mixers of a layer as data: attention, DeepSeek's indexer, linear attention, state spaces, short convolution.
+"""The mixers of a layer as data: attention, its indexer, linear attention, state spaces, short convolution.
 
 A name is a tensor's without `.weight` or `.bias`; names of a part are under its `at`.
 """
@@ -147,6 +147,73 @@ class Attention:
     def gate_width(self, config: Config, heads: int) -> int:
         """Rows of the separate linear for the gate."""
         return heads if self.gate_per_head(config) else heads * head_dim(config)
+
+
+@dataclass(frozen=True)
+class Compressor:
+    """DeepSeek-V4's compressor: one key (and value) for each window of tokens, a softmax-weighted mean per channel.
+
+    Attributes:
+        values, weights: linears for a token's contribution and for the logarithm of its weight.
+        positions: the tensor that is added to the latter, (tokens of a window, channels).
+        norm: the norm of the means, before their rotation.
+    """
+
+    at: str = "compressor."
+    values: str = "wkv"
+    weights: str = "wgate"
+    positions: str = "ape"
+    norm: str = "norm"
+
+
+@dataclass(frozen=True)
+class CompressedAttention:
+    """DeepSeek-V4's attention: the tokens of a window, and compressed ones before it, with one key for all heads.
+
+    The key is the value too. So the rotation of the last values of a head is undone in the output, which leaves
+    through a linear for each group of heads, and one for all. All norms are RMS norms.
+
+    Attributes:
+        queries: the linears for compressed queries and for queries; the norm between them is `query_norm`. A head's
+            query has a norm without a weight after them.
+        keys: the linear for the key; `key_norm` is its norm.
+        groups, out: the linear for each group of heads, stacked in one tensor, and the last one.
+        sinks: one score a head that takes part in the softmax and has no value.
+        compressor: what compresses the tokens, in layers with a `ratio`.
+        indexer: the prefix of the index heads, which choose compressed tokens in layers of windows that `overlap`:
+            `index_queries` (from the compressed queries) and `index_weights` are their linears.
+        ratio: tokens that a layer compresses into one, 0 for none.
+        overlap: whether the windows of a layer overlap, so that a compressed token covers two of them.
+        rope: the config with a layer's rope settings.
+    """
+
+    at: str = "attn."
+    queries: tuple[str, str] = ("wq_a", "wq_b")
+    query_norm: str = "q_norm"
+    keys: str = "wkv"
+    key_norm: str = "kv_norm"
+    groups: str = "wo_a"
+    out: str = "wo_b"
+    sinks: str = "attn_sink"
+    compressor: Compressor = Compressor()
+    indexer: str = "indexer."
+    index_queries: str = "wq_b"
+    index_weights: str = "weights_proj"
+    ratio: Callable[[Config, int], int] = lambda config, layer: int(config["compress_ratios"][layer])
+    overlap: Callable[[Config, int], bool] = lambda config, layer: int(config["compress_ratios"][layer]) == 4
+    rope: Callable[[Config, int], Config] = lambda config, _layer: config
+    rotary: Callable[[Config], int] = lambda config: int(config["qk_rope_head_dim"])
+    rank: Callable[[Config], int] = lambda config: int(config["q_lora_rank"])
+    group_count: Callable[[Config], int] = lambda config: int(config["o_groups"])
+    group_rank: Callable[[Config], int] = lambda config: int(config["o_lora_rank"])
+    window: Callable[[Config], int] = lambda config: int(config["sliding_window"])
+    index_heads: Callable[[Config], int] = lambda config: int(config["index_n_heads"])
+    index_width: Callable[[Config], int] = lambda config: int(config["index_head_dim"])
+    top: Callable[[Config], int] = lambda config: int(config["index_topk"])
+
+    def channels(self, config: Config, layer: int, width: int) -> int:
+        """Channels of a compressor of keys of that width."""
+        return 2 * width if self.overlap(config, layer) else width
 
 
 @dataclass(frozen=True)

@@ -87,11 +87,16 @@ def quantize_rows(
 
 
 def dequantize_rows(kind: GGMLQuantizationType, data: _BYTES, n_cols: int) -> _FLOATS:
-    """Dequantize `data`, uint8 (n_rows, row_bytes), to float32 (n_rows, n_cols) (the type's to_float)."""
+    """Dequantize `data`, uint8 (n_rows, row_bytes), to float32 (n_rows, n_cols) (the type's to_float).
+
+    I32 has no such function in ggml; its integers become floats.
+    """
     data = np.ascontiguousarray(data)
     n_rows, width = data.shape
     if data.dtype != np.uint8 or width != row_bytes(kind, n_cols):
         raise ValueError(f"rows are {width} {data.dtype}, not {row_bytes(kind, n_cols)} bytes for {n_cols} columns")
+    if kind == GGMLQuantizationType.I32:
+        return data.view("<i4").astype(np.float32)
     out = np.empty((n_rows, n_cols), dtype=np.float32)
     _kernels().dequantize(kind, data, out)
     return out

@@ -38,7 +38,7 @@ class _LinearRows:
 
 
 def imatrix_sources(native: Native) -> dict[str, tuple[LinearKey, ...]]:
-    """GGUF tensor -> the linears whose inputs it multiplies: one for every matrix stacked in the tensor.
+    """GGUF tensor -> the linears whose inputs it multiplies: one for every matrix stacked in the tensor, or joined.
 
     Only `blk.` tensors are included, as in llama-imatrix without --process-output. A tensor that is transposed in GGUF
     is not included: the native architecture does not compute its input (DeepSeek's attn_k_b). Nor is a second copy of a
@@ -56,7 +56,9 @@ def imatrix_sources(native: Native) -> dict[str, tuple[LinearKey, ...]]:
         if cut in copied:
             continue
         copied |= {cut} if cut else set()
-        keys = [_linear_of(tensor, number, rows_by_tensor) for number in range(_n_matrices(tensor))]
+        keys = _grouped(tensor, rows_by_tensor) or [
+            _linear_of(tensor, number, rows_by_tensor) for number in range(_n_matrices(tensor))
+        ]
         complete = tuple(key for key in keys if key is not None)
         if len(complete) == len(keys):
             linears[tensor.name] = complete
@@ -156,6 +158,15 @@ def _rows_of(linear: Linear, tensors: Mapping[str, MappedTensor]) -> Iterator[tu
             taken = taken[first:last]
         span = (first, last - 1) if taken is None else (int(taken.min()), int(taken.max()))
         yield part.source, _LinearRows(*span, turned != part.take.transposed, key, linear.n_in)
+
+
+def _grouped(tensor: MappedTensor, rows_by_tensor: Mapping[str, list[_LinearRows]]) -> list[LinearKey | None]:
+    """The linears of a matrix whose rows read several inputs (DeepSeek-V4's groups of heads); [] if they read one."""
+    part = tensor.parts[0]
+    if len(tensor.shape) != 2 or len(tensor.parts) > 1 or part.take.rows is not None or part.take.transposed:
+        return []
+    keys: list[LinearKey | None] = [rows.key for rows in rows_by_tensor.get(part.source, ()) if rows.key[1] is not None]
+    return keys if len(keys) > 1 else []
 
 
 def _n_matrices(tensor: MappedTensor) -> int:

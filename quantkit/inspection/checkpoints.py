@@ -7,6 +7,7 @@ from typing import Any
 
 from quantkit.chat import suggest
 from quantkit.checkpoint import Access, Checkpoint, TensorInfo
+from quantkit.checkpoint.float4_blocks import packed_weights
 from quantkit.checkpoint.folder import choose_weights, read_small_file
 from quantkit.checkpoint.jsonfile import parse_object
 from quantkit.checkpoint.quantized.settings import stated_quantization
@@ -111,7 +112,7 @@ def _describe(contents: _Contents, source: str) -> Description:
         experts_used=shape.experts_used,
         tied=text_config(completed).get("tie_word_embeddings") is True,
         packed_bits=bits_of(packing),
-        counts=quantized.weights_of if quantized is not None else None,
+        counts=quantized.weights_of if quantized is not None else packed_weights(contents.tensors),
     )
     keys, why_not = _gguf_keys(contents, family, architecture)
     vocabulary = vocabulary_of_keys(keys)

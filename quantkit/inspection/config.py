@@ -30,9 +30,10 @@ def shape_of_config(config: Mapping[str, Any]) -> Shape:
     """The sizes of a config.json; a multimodal one gives those of its text model."""
     config = text_config(config)
     fields = {field: _whole(config, names) for field, names in _NAMES.items()}
-    rotated = _whole(config, ("qk_rope_head_dim",))
-    if rotated:  # latent attention: each query and key has a rotated and an unrotated part
-        fields["head_dim"] = rotated + (_whole(config, ("qk_nope_head_dim",)) or 0)
+    rotated, unrotated = _whole(config, ("qk_rope_head_dim",)), _whole(config, ("qk_nope_head_dim",))
+    if rotated and (unrotated or fields["head_dim"] is None):
+        # latent attention: each query and key has a rotated and an unrotated part
+        fields["head_dim"] = rotated + (unrotated or 0)
     if fields["head_dim"] is None and fields["heads"] and fields["hidden"]:
         fields["head_dim"] = fields["hidden"] // fields["heads"]
     if config.get("multi_query") is True and fields["kv_heads"] is None:

@@ -277,7 +277,8 @@ def _as_published(model: Model, request: GgufRequest, type_: FileType) -> dict[s
     """
     if type_.tensor_type not in FLOATS or model.checkpoint is None or request.allow_requantize:
         return {}
-    return {tensor.name: tensor.type for tensor in model.tensors if tensor.type not in FLOATS}
+    unquantized = (*FLOATS, GGMLQuantizationType.I32)
+    return {tensor.name: tensor.type for tensor in model.tensors if tensor.type not in unquantized}
 
 
 def _quantized_already(model: Model, tensor: ModelTensor) -> str:

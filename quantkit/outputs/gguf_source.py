@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from gguf import GGMLQuantizationType
 from numpy.typing import NDArray
 
 from quantkit.errors import CheckpointError, ReadError, UnsupportedError
@@ -19,7 +20,8 @@ from quantkit.gguf.types import TENSOR_TYPES
 from quantkit.outputs.model import FLOAT_TYPES, Model, ModelTensor, mix_model
 from quantkit.system.descriptors import READ, read_at
 
-READABLE = frozenset(TENSOR_TYPES.values())
+# with DeepSeek-V4's tables of experts
+READABLE = frozenset((*TENSOR_TYPES.values(), GGMLQuantizationType.I32))
 
 
 def model_from_gguf(path: Path, *, name: str | None = None) -> Model:

@@ -13,6 +13,9 @@ from quantkit.gguf.mix import Choice
 from quantkit.imatrix.file import Imatrix
 from quantkit.outputs.model import Model
 
+_GROUPED = ".attn_output_a.weight"
+"""DeepSeek-V4's linears of the groups of heads, joined in one matrix."""
+
 
 def column_weights(model: Model, imatrix: Imatrix, imatrix_name: str | None) -> dict[str, NDArray[np.float32]]:
     """Importance of each tensor's columns, float32 (experts, n_columns), for the tensors that the imatrix covers.
@@ -26,6 +29,9 @@ def column_weights(model: Model, imatrix: Imatrix, imatrix_name: str | None) -> 
         if values is None:
             continue
         experts = tensor.n_rows // tensor.matrix_rows
+        if tensor.name.endswith(_GROUPED) and values.size > tensor.n_columns and values.size % tensor.n_columns == 0:
+            # a group of rows has an input of its own; ggml's kernels take one importance for all rows
+            values = values.reshape(-1, tensor.n_columns).mean(axis=0)
         if values.size != experts * tensor.n_columns:
             if tensor.name == "token_embd.weight":
                 continue

@@ -30,6 +30,8 @@ FLOAT_TYPES: dict[Any, GGMLQuantizationType] = {
     np.dtype(np.float16): GGMLQuantizationType.F16,
     np.dtype(ml_dtypes.bfloat16): GGMLQuantizationType.BF16,
 }
+# a GGUF has them as 32-bit integers: DeepSeek-V4's tables of experts
+_INTEGERS = {np.dtype(np.int32), np.dtype(np.int64)}
 _F32_NAMES = (
     "_norm.weight",
     "ffn_gate_inp.weight",
@@ -161,7 +163,8 @@ def model_from_checkpoint(
     general = general_keys(checkpoint.folder, checkpoint.name, arch, [(t.name, t.shape) for t in mapped])
 
     def read_rows(tensor: str, start: int, stop: int) -> NDArray[Any]:
-        return read_mapped(checkpoint.read_rows, by_name[tensor], start, stop)
+        rows = read_mapped(checkpoint.read_rows, by_name[tensor], start, stop)
+        return rows.astype(np.int32) if rows.dtype == np.int64 else rows
 
     return Model(
         name=name or checkpoint.name,
@@ -241,6 +244,8 @@ def describe(tensor: MappedTensor, checkpoint: Checkpoint) -> ModelTensor:
         kind = GGMLQuantizationType.F32
     else:
         dtypes = {np.dtype(checkpoint.tensors[part.source].read_dtype) for part in tensor.parts}
+        if dtypes <= _INTEGERS:
+            return ModelTensor(tensor.name, tensor.shape, GGMLQuantizationType.I32, tensor.row_step, source, (source,))
         if len(dtypes) > 1 or not dtypes <= FLOAT_TYPES.keys():
             names = ", ".join(sorted(str(dtype) for dtype in dtypes))
             raise UnsupportedError(
@@ -289,6 +294,8 @@ def widen(rows: NDArray[np.generic], tensor: ModelTensor) -> NDArray[np.float32]
     """Source rows as float32 (n, n_columns): exact for floats, dequantized for a quantized source."""
     if rows.dtype == np.float32:
         return np.ascontiguousarray(rows, dtype=np.float32)
+    if rows.dtype == np.int32:
+        return rows.astype(np.float32)
     kind = GGMLQuantizationType.BF16 if rows.dtype.name == "bfloat16" else GGMLQuantizationType.F16
     if rows.dtype == np.uint8:
         kind = tensor.type

@@ -74,8 +74,13 @@ class Stream:
         # one sample uses the whole GPU
         self.threads = threads if options.device is None else 1
         self.decoder = native.decoder
-        shape, hold = (len(tokens), tokens.shape[1], self.decoder.width), options.hold_states
-        self.states = open_states(folder, *shape, options.device, hold=hold)
+        shape, hold = (len(tokens), tokens.shape[1]), options.hold_states
+        self.states = open_states(folder, *shape, self.decoder.width, options.device, hold=hold)
+        # inputs and outputs of experts; streams side by side are wider than these
+        narrow = self.decoder.hidden < self.decoder.width
+        self.fed_states = (
+            open_states(folder, *shape, self.decoder.hidden, options.device, hold=hold) if narrow else self.states
+        )
         ahead = options.device is not None
         self.reader = ReadAhead(self._load, self._names, self.decoder.n_layers, ahead=ahead)
         self.shared = SharedStates(self.decoder, folder, len(tokens), tokens.shape[1], options.device)
@@ -145,7 +150,7 @@ class Stream:
             if layer.experts is None:
                 layer(x, context)
             else:
-                self._before_experts(layer, *layer.attend(x, context))
+                self._before_experts(layer, *layer.attend(x, context), context)
         except InputReachedError as reached:
             self._check_finite(reached.x, self.decoder.at(number), sample)
             return reached.x
@@ -170,7 +175,7 @@ class Stream:
         self._gather(one, statistics)
 
     def up_to_experts(self, number: int, weights: LayerWeights, statistics: Mapping[str, Statistics]) -> Routes:
-        """Run a layer without its routed experts. The next states start as the output of the shared expert."""
+        """Run a layer without its routed experts. The sum of their outputs starts as that of the shared expert."""
         chosen: dict[int, NDArray[np.int64]] = {}
         share: dict[int, Array] = {}
 
@@ -182,13 +187,12 @@ class Stream:
             middle, normed = layer.attend(self._read(states_file(number), sample), context)
             self.shared.save(number, sample, context)
             self._check_finite(middle, self.decoder.at(number), sample)
-            routes, fed = self._before_experts(layer, middle, normed, beside=bool(statistics))
+            routes, fed = self._before_experts(layer, middle, normed, context, beside=bool(statistics))
             chosen[sample], share[sample] = map(fetch, routes)
             self.states.write("middle", sample, middle)
-            self.states.write("seen", sample, normed)
-            self.states.write(
-                states_file(number + 1), sample, np.zeros(middle.shape, np.float32) if fed is None else fed
-            )
+            self.fed_states.write("seen", sample, normed)
+            none = np.zeros(normed.shape, np.float32)
+            self.fed_states.write(self._fed_file(number), sample, none if fed is None else fed)
             return tap.inputs
 
         self._gather(one, statistics)
@@ -197,11 +201,11 @@ class Stream:
 
     @staticmethod
     def _before_experts(
-        layer: DecoderLayer, middle: Array, normed: Array, *, beside: bool = True
+        layer: DecoderLayer, middle: Array, normed: Array, context: Context, *, beside: bool = True
     ) -> tuple[tuple[NDArray[np.int64], Array], Array | None]:
         """The routes of a sample, and the output of the shared expert. `beside`: run what is beside the experts too."""
         assert layer.experts is not None
-        routes = layer.route(middle, normed)
+        routes = layer.route(middle, normed, context)
         if layer.beside and beside:
             layer.dense(middle)
         return routes, shared(layer.experts, layer.layer, normed)
@@ -254,7 +258,7 @@ class Stream:
         experts = self.decoder.architecture.experts
         weighted_input = experts is not None and experts.weighted_input
         routed_to = [expert.tokens_of(sample) for sample in samples]
-        states = [self._read("seen", sample) for sample in samples]
+        states = [self._read_fed("seen", sample) for sample in samples]
         tap, others = weights.tapped(), weights.tapped()
         concatenate = namespace(states[0]).concatenate
         weights_of = [
@@ -269,9 +273,9 @@ class Stream:
             for sample, (rows, _), factors in zip(samples, routed_to, weights_of, strict=True):
                 part, first = answers[first : first + len(rows)], first + len(rows)
                 if add and len(rows):
-                    fed = self._read(states_file(expert.layer + 1), sample)
+                    fed = self._read_fed(self._fed_file(expert.layer), sample)
                     fed[rows] += part if weighted_input else part * place(factors, device(part))
-                    self.states.write(states_file(expert.layer + 1), sample, fed)
+                    self.fed_states.write(self._fed_file(expert.layer), sample, fed)
         extra = [x[expert.extra[sample]] for x, sample in zip(states, samples, strict=True) if sample in expert.extra]
         if extra:
             self._feed_forward(expert, others, concatenate(extra))
@@ -288,7 +292,7 @@ class Stream:
 
         def one(sample: int) -> None:
             layer = self.decoder.layer(number, weights)
-            fed = self._read(states_file(number + 1), sample)
+            fed = self._read_fed(self._fed_file(number), sample)
             x = layer.join(self._read("middle", sample), fed, self.decoder.context(self.tokens[sample].tolist()))
             self._check_finite(x, self.decoder.at(number), sample)
             self.states.write(states_file(number + 1), sample, x)
@@ -313,6 +317,14 @@ class Stream:
         x: Array = place(self.states.read(name, sample), self.options.device)
         return x
 
+    def _read_fed(self, name: str, sample: int) -> Array:
+        x: Array = place(self.fed_states.read(name, sample), self.options.device)
+        return x
+
+    def _fed_file(self, number: int) -> str:
+        """The file in which the outputs of a layer's experts are summed; the next states take its place."""
+        return states_file(number + 1) if self.fed_states is self.states else "fed"
+
     def _load(self, names: Iterable[str]) -> Tensors:
         return {name: np.array(self.native.whole(name), np.float32) for name in sorted(names)}
 
@@ -336,6 +348,7 @@ class Stream:
         self.workers.close()
         self.reader.close()
         self.states.close()
+        self.fed_states.close()
         self.shared.close()
 
     def __enter__(self) -> "Stream":

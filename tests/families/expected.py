@@ -22,7 +22,7 @@ from tests.families.models import all_cases, native_weights, write_tokenizer
 from tests.helpers.packages import RWKV, fetch_pypi
 from tests.helpers.peer import REPOSITORY, Peer, newest_converter, peer_converter
 
-DTYPES = {"float32": "F32", "uint8": "U8"}
+DTYPES = {"float32": "F32", "uint8": "U8", "int8": "I8", "int64": "I64"}
 _LONG = 200
 """Characters of a value's JSON above which its hash is stored."""
 GOLDEN = Path(__file__).with_name("golden")

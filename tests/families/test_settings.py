@@ -40,6 +40,8 @@ ROPE_MORE: dict[str, list[Config]] = {
         {"mscale": 0.5, "mscale_all_dim": 0.25},
     ]
 }
+# neither transformers nor llama.cpp scale cos and sin of these, whatever it says
+IGNORES_MSCALE = ("DeepseekV4ForCausalLM",)
 SLIDING = {"use_sliding_window": True, "sliding_window": 16, "layer_types": None}
 SLIDING_BY_LAYER = [
     {**SLIDING, "layer_types": ["sliding_attention"] * 32, "num_hidden_layers": 32},
@@ -57,6 +59,7 @@ ALSO: dict[str, list[Config]] = {
         {"layer_types": None, "mlp_layer_types": None, "first_k_dense_replace": 2},
         {"num_shared_experts": 1},
     ],
+    "DeepseekV4ForCausalLM": [{"rope_parameters": None}],
     "Exaone4ForCausalLM": [{"layer_types": None}],
     "Exaone4_5_ForConditionalGeneration": [{"layer_types": None}],
     "ExaoneMoeForCausalLM": [{"layer_types": None}],
@@ -180,20 +183,23 @@ def test_every_rope_scaling_and_each_of_its_parameters_counts_or_is_refused(arch
     plain = text_settings(config).get(ROPE)
     if plain is None:
         pytest.skip("its class has no rope")
-    by_layer = isinstance(plain.get("full_attention"), Mapping)
-    flat = plain["full_attention"] if by_layer else plain
+    # the entry of layers whose rope is scaled, where layers differ
+    of_layers = next((entry for entry in ("full_attention", "compress") if isinstance(plain.get(entry), Mapping)), None)
+    flat = plain[of_layers] if of_layers else plain
     half = int(text_settings(config).get("head_dim") or 64) // 2
 
     def scaled(**more: Any) -> object:
         rope = {**flat, "rope_type": kind, **ROPE_KINDS[kind], **more}
         rope |= {key: value * half for key, value in rope.items() if key in ("short_factor", "long_factor")}
-        return outcome(changed(config, **{ROPE: {**plain, "full_attention": rope} if by_layer else rope}))
+        return outcome(changed(config, **{ROPE: {**plain, of_layers: rope} if of_layers else rope}))
 
     was = scaled()
     assert was != outcome(config), "the scaling is dropped"
     if isinstance(was, str):
         return
-    more = [change for change in ROPE_MORE.get(kind, []) if any(flat.get(key) != new for key, new in change.items())]
+    ignored = {"mscale"} if architecture in IGNORES_MSCALE else set()
+    more = [change for change in ROPE_MORE.get(kind, []) if not ignored & set(change)]
+    more = [change for change in more if any(flat.get(key) != new for key, new in change.items())]
     changes = [{key: [9.5] if isinstance(value, list) else value * 2} for key, value in ROPE_KINDS[kind].items()] + more
     assert not [change for change in changes if scaled(**change) == was]
 

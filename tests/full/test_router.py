@@ -48,7 +48,7 @@ def directions_of(native: Native, text: np.ndarray) -> dict[int, np.ndarray]:
         gram = inputs.T @ inputs
         gram[np.diag_indices_from(gram)] += 1e-3 * np.trace(gram) / len(gram)
         directions[number] = np.linalg.solve(gram, inputs.sum(axis=0)).astype(np.float32)
-        streams = [layer.join(middle, layer.feed(middle, normed), context) for middle, normed in halves]
+        streams = [layer.join(middle, layer.feed(middle, normed, context), context) for middle, normed in halves]
     return directions
 
 

@@ -120,13 +120,13 @@ class Peer:
         self,
         source: Path,
         out: Path,
-        ftype: int,
+        ftype: int | str,
         *,
         threads: int = 2,
         imatrix: Path | None = None,
         allow_requantize: bool = False,
     ) -> float:
-        """llama-quantize `source` into `out` as file type number `ftype`.
+        """llama-quantize `source` into `out` as file type `ftype`, a number or "COPY".
 
         llama-quantize stores the imatrix's path as it is given; it is called from the file's folder, with its name.
         """
@@ -153,7 +153,7 @@ class Peer:
         self,
         source: Path,
         out: Path,
-        ftype: int,
+        ftype: int | str,
         *,
         threads: int = 2,
         imatrix: Path | None = None,

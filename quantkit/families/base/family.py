@@ -51,7 +51,8 @@ class Rule:
     stacked along a new first axis (the experts of a fused tensor); `half` cuts the first (0) or the second half (1) of
     the source's rows. `adjust` computes float32 rows from the
     (n, columns) rows of the cut; the tensor is then float32. `factors` make it float32 too: numbers, or one number per
-    row of the cut, which multiply it one after the other. `scales` names the scale tensor of a source in MXFP4 blocks.
+    row of the cut, which multiply it one after the other. `scales` names the scale tensor of a source in MXFP4 blocks,
+    with the placeholders of the source.
     Then `shape` is (..., blocks of a row, 16 bytes), and a block gives 32 values of a target row. `reshaped` names the
     dimensions of the target where they differ from those of the source or the cut; the elements keep their order.
 

@@ -7,7 +7,7 @@ from quantkit.families.base.family import Key
 from quantkit.families.base.hyperparameters import Hyperparameters, number, optional_size
 
 # llama.cpp's LLAMA_EXPERT_GATING_FUNC_TYPE
-_GATING = {"softmax": 1, "sigmoid": 2}
+_GATING = {"softmax": 1, "sigmoid": 2, "sqrtsoftplus": 4}
 
 
 def base_keys(arch: str, sizes: Hyperparameters) -> list[Key]:
@@ -59,7 +59,7 @@ def _expert_keys(arch: str, sizes: Hyperparameters) -> list[Key]:
     if gating is not None:
         if gating not in _GATING:
             raise UnsupportedError(
-                f"config.json: the router's score function is {gating!r}; llama.cpp supports softmax and sigmoid"
+                f"config.json: the router's score function is {gating!r}; llama.cpp supports {', '.join(_GATING)}"
             )
         keys.append(Key(f"{arch}.expert_gating_func", "u32", _GATING[gating]))
     return keys

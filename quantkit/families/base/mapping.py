@@ -194,13 +194,17 @@ class _Mapper:
         return self.sources[key]
 
     def _sources_of(self, rule: Rule, layer: int | None) -> list[str]:
+        return self._names_of(rule, rule.source, layer)
+
+    def _names_of(self, rule: Rule, template: str, layer: int | None) -> list[str]:
+        """The names of a rule's sources, or of their scales."""
         over = _stacked_over(rule)
         numbers = {"layer": layer, "draft": None if layer is None else layer - self.sizes.n_layer}
         if rule.parts:
-            return [rule.source.format(**numbers, part=part) for part in rule.parts]
+            return [template.format(**numbers, part=part) for part in rule.parts]
         if over is None:
-            return [rule.source.format(**numbers)]
-        return [rule.source.format(**numbers, **{over: n}) for n in range(getattr(self.sizes, _STACKED[over]))]
+            return [template.format(**numbers)]
+        return [template.format(**numbers, **{over: n}) for n in range(getattr(self.sizes, _STACKED[over]))]
 
     def _apply(self, rule: Rule, layer: int | None) -> MappedTensor | None:
         sizes = self.sizes
@@ -219,21 +223,24 @@ class _Mapper:
                     f" ({' x '.join(rule.shape)}); use the config.json that belongs to these weights"
                 )
         self.used.update(names)
-        scales = rule.scales.format(layer=layer) if rule.scales else None
-        if scales is not None:
-            if scales not in self.names:
+        scales = self._names_of(rule, rule.scales, layer) if rule.scales else []
+        for scale, name in zip(scales, names, strict=False):
+            if scale not in self.names:
                 raise CheckpointError(
-                    f"tensor {scales} is missing from the checkpoint; without it {names[0]} cannot be read"
+                    f"tensor {scale} is missing from the checkpoint; without it {name} cannot be read"
                 )
-            self.used.add(scales)
+        if scales:
+            self.used.update(scales)
             shape = (*shape[:-2], shape[-2] * MXFP4_BLOCK)
-        return self._cut(rule, [self.names[name] for name in names], shape, scales and self.names[scales], layer)
+        stored_scales: list[str] | list[None] = [self.names[name] for name in scales] or [None] * len(names)
+        return self._cut(rule, zip([self.names[name] for name in names], stored_scales, strict=True), shape, layer)
 
     def _cut(
-        self, rule: Rule, sources: list[str], shape: tuple[int, ...], scales: str | None, layer: int | None
+        self, rule: Rule, sources: Iterable[tuple[str, str | None]], shape: tuple[int, ...], layer: int | None
     ) -> MappedTensor:
+        """`sources`: names in the checkpoint, each with that of its scales."""
         cuts, several = self._cuts_of(rule, shape, layer)
-        parts = tuple(Part(source, cut, scales) for source in sources for cut in cuts)
+        parts = tuple(Part(source, cut, scales) for source, scales in sources for cut in cuts)
         one = _cut_shape(shape, cuts[0])
         stacked = several or bool(rule.parts) or _stacked_over(rule) is not None
         step = one[-2] if cuts[0].transposed else cuts[0].step

@@ -1,5 +1,6 @@
 """A tiny model of a family: what it is made of, without torch."""
 
+import re
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -8,8 +9,12 @@ from typing import Any
 
 import numpy as np
 
+from tests.families.models.mxfp4 import to_mxfp4
+
 Tensors = dict[str, np.ndarray]
 Publish = Callable[[dict[str, Any], Tensors], tuple[dict[str, Any], Tensors]]
+
+_IN_MXFP4 = re.compile(r"(?:model\.)?layers\.\d+\.ffn\.experts\.\d+\.w[123]\.weight$")
 
 TOKENS = (3, 141, 59, 26, 5, 35, 89, 79, 3, 238, 46, 264, 33, 8, 32, 250)
 VOCAB = 288
@@ -38,6 +43,7 @@ class Case:
     computes with torch's exp, which is one unit in the last place off in one value of a hundred: their types and shapes
     are compared. An `encoder` has its last hidden states in place of logits. `pre`: the name that the converter is told
     for the pre-tokenizer. `graph_differs`: llama.cpp's graph is not the model's; the family has a caution about it.
+    `other_names`: the forward has the names of published checkpoints, and the class saves others.
     `reference`: the function of with_rwkv that makes the model, where transformers has no class near it.
     """
 
@@ -60,6 +66,7 @@ class Case:
     pre: str = "smollm"
     graph_differs: bool = False
     reference: str | None = None
+    other_names: bool = False
 
     @property
     def multimodal(self) -> bool:
@@ -71,7 +78,12 @@ def weight(seed: int, name: str, shape: tuple[int, ...]) -> np.ndarray:
     """The values of one tensor, float32, the same everywhere: RandomState is the stream numpy promises to keep.
 
     Scaled so that every tensor matters to the logits: norms about 1, biases of a fifth, matrices by their inputs.
+    DeepSeek-V4's experts have values that MXFP4 has, and its tables different experts for a token (int64).
     """
+    if name.endswith("tid2eid"):
+        top = shape[-1]
+        first = np.random.RandomState(zlib.crc32(f"{seed}:{name}".encode())).randint(0, 2 * top, (shape[0], 1))
+        return (first + np.arange(top)) % (2 * top)
     values = np.random.RandomState(zlib.crc32(f"{seed}:{name}".encode())).standard_normal(shape).astype(np.float32)
     if name.endswith("sinks"):
         return values
@@ -84,7 +96,8 @@ def weight(seed: int, name: str, shape: tuple[int, ...]) -> np.ndarray:
         return np.asarray(np.float32(1.0) + np.float32(0.2) * values)
     if "embed" in name or "wte" in name or "wpe" in name:
         return values * np.float32(0.5)
-    return values * np.float32(1.3 / shape[-1] ** 0.5)
+    values = values * np.float32(1.3 / shape[-1] ** 0.5)
+    return to_mxfp4(values)[0] if _IN_MXFP4.match(name) else values
 
 
 def native_weights(case: Case, layout: Mapping[str, Sequence[int]]) -> Tensors:

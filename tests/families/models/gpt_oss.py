@@ -2,9 +2,8 @@
 
 from typing import Any
 
-import numpy as np
-
 from tests.families.models.case import VOCAB, Case, Tensors
+from tests.families.models.mxfp4 import to_mxfp4
 
 BASE = {
     "model_type": "gpt_oss",
@@ -22,23 +21,6 @@ BASE = {
     "sliding_window": 5,
 }
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16, "beta_fast": 32.0, "beta_slow": 1.0}
-
-# OCP Microscaling Formats 1.0, 5.3.3: E2M1, a sign and these eight magnitudes.
-E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6], dtype=np.float32)
-E2M1 = np.concatenate([E2M1, -E2M1])
-
-
-def to_mxfp4(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Rows in blocks of 32: (values as MXFP4 has them, blocks (..., n, 16) uint8, scales (..., n) uint8).
-
-    A block is 32 codes of E2M1, the first of a pair in the low half of a byte, times two to the (scale - 127).
-    """
-    blocks = values.reshape(*values.shape[:-1], -1, 32)
-    exponent = np.floor(np.log2(np.abs(blocks).max(axis=-1, keepdims=True))) - 2
-    codes = np.abs(blocks[..., None] / np.exp2(exponent)[..., None] - E2M1).argmin(axis=-1).astype(np.uint8)
-    near = (E2M1[codes] * np.exp2(exponent)).astype(np.float32)
-    scales = (exponent[..., 0] + 127).astype(np.uint8)
-    return near.reshape(values.shape), codes[..., 0::2] | codes[..., 1::2] << 4, scales
 
 
 def packed(config: dict[str, Any], tensors: Tensors) -> tuple[dict[str, Any], Tensors]:
