@@ -407,5 +407,5 @@ FAMILY = Family(
     layer_dimensions=_layer_dimensions,
     rope_kinds=("default", "yarn"),
     forward=FORWARD,
-    traits=Traits(plannable=False),
+    traits=Traits(compressed=True),
 )

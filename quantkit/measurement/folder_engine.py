@@ -143,7 +143,7 @@ class FolderEngine:
         last = states_file(layers)
         decoder = self.source.decoder
         shared = {shared_file(number) for number in decoder.shared_layers | decoder.choosing_layers(shape[1])}
-        for name in {states_file(layers + 1), "middle", "seen"} | shared:
+        for name in {states_file(layers + 1), "middle", "seen", "fed"} | shared:
             (work / name).unlink(missing_ok=True)
         count, n_ctx = shape
         states = States(work, count, n_ctx, self.source.decoder.width)

@@ -2,10 +2,14 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from quantkit.planning.context import Context
 from quantkit.planning.shape import Layer, ModelShape
 from quantkit.planning.tensors import F16, F32, I32, I64, Graph, Tensor, contiguous, leaf, matmul, same, view
+
+if TYPE_CHECKING:
+    from quantkit.planning.compressed import CompressedInputs
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,7 @@ class Drawing:
         self.positions = leaf("positions", self.n * shape.positions_per_token, size=I32)
         self.query_scale = leaf("query scale", 1, 1, self.n)
         self.outputs = leaf("outputs", self.n, size=I32)
+        self.tokens = leaf("tokens", self.n, size=I32)
         self.layer_inputs: Tensor | None = None
         copies = leaf("state copies", 1, size=I32)
         self.state_copies, self.other_copies = view(copies, (1,)), view(copies, (0,))
@@ -69,6 +74,7 @@ class Drawing:
         self.blocks: Blocks | None = None
         self.first_values: list[Tensor] = []
         self.buckets: Tensor | None = None
+        self.compressed: CompressedInputs | None = None
 
     def named(self, name: str) -> str:
         """The full tensor name of a weight of the current layer, or of one outside the layers."""
@@ -112,7 +118,7 @@ class Drawing:
             ):
                 head = next(iter(sizes)) if len(sizes) == 1 else 0
                 if head and head % 64 == 0 and not shape.is_mla:
-                    size = 64 if i else _largest_turn(head)
+                    size = 64 if i else largest_turn(head)
                     turns[i] = leaf("turn", size, size)
         return Cache(
             cells,
@@ -124,12 +130,13 @@ class Drawing:
 
     def _index(self) -> Index:
         """Inputs of an indexer, which llama.cpp computes in one operation with a float16 mask."""
-        size = _largest_turn(self.shape.index_width)
+        size = largest_turn(self.shape.index_width)
         mask = leaf("index mask", self.context.cells, self.n, size=F16)
         return Index(leaf("index rows", self.n, size=I64), mask, leaf("index turn", size, size))
 
 
-def _largest_turn(head: int) -> int:
+def largest_turn(head: int) -> int:
+    """Size of the Hadamard rotation of heads of this width."""
     size = 64
     while head % (2 * size) == 0:
         size *= 2

@@ -4,6 +4,9 @@ from quantkit.planning.drawing import Drawing
 from quantkit.planning.shape import Layer
 from quantkit.planning.tensors import F32, I32, Tensor, fresh, matmul, matmul_id, same, stored, view
 
+# llama.cpp's LLAMA_EXPERT_GATING_FUNC_TYPE_SQRT_SOFTPLUS, of two operations
+_SQRT_SOFTPLUS = 4
+
 
 def feed_forward(d: Drawing, x: Tensor, layer: Layer) -> Tensor:
     """The feed-forward of a layer: dense, or routed experts with shared ones."""
@@ -51,14 +54,20 @@ def _experts(d: Drawing, x: Tensor, layer: Layer, logits: Tensor) -> Tensor:
     n, traits, used = d.n, d.shape.traits, d.shape.n_expert_used
     count = layer.tensors["ffn_down_exps.weight"][0]
     probabilities = logits if traits.softmax_of_chosen else same(logits)
+    if d.shape.number("expert_gating_func") == _SQRT_SOFTPLUS:
+        probabilities = same(probabilities)
     chosen = same(probabilities, weight=d.named("exp_probs_b.bias")) if layer.has("exp_probs_b.bias") else probabilities
     if traits.weighted_input:
         chosen = logits  # the order is the same, and no bias comes between
     groups = int(d.shape.number("expert_group_count"))
     if groups > 1:
         chosen = _of_the_best_groups(d, chosen, groups, int(d.shape.number("expert_group_used_count")))
-    order = fresh((count, n), chosen, size=I32)
-    ids = view(order, (used, n), (count * I32,))
+    if layer.has("ffn_gate_tid2eid.weight"):
+        ids = fresh((used, n), d.tokens, size=I32)
+        ids.weight = d.named("ffn_gate_tid2eid.weight")
+    else:
+        order = fresh((count, n), chosen, size=I32)
+        ids = view(order, (used, n), (count * I32,))
     weights = fresh((1, used, n), view(probabilities, (1, count, n)), ids)
     if traits.softmax_of_chosen:
         weights = view(same(view(weights, (used, n))), (1, used, n))

@@ -10,6 +10,7 @@ from quantkit.families import Traits
 from quantkit.planning.altup import altup_layer, merged, spread
 from quantkit.planning.attention import attention, mla
 from quantkit.planning.blocks import block_attention
+from quantkit.planning.compressed import CompressedInputs, compressed_layer, joined_streams, spread_streams
 from quantkit.planning.context import Context
 from quantkit.planning.delta_net import delta_net
 from quantkit.planning.drawing import Drawing
@@ -21,7 +22,7 @@ from quantkit.planning.layer_inputs import layer_inputs, with_layer_input
 from quantkit.planning.recurrent import mamba, mamba2
 from quantkit.planning.shape import Layer, ModelShape
 from quantkit.planning.short_convolution import short_convolution
-from quantkit.planning.tensors import I32, Graph, Tensor, fresh, leaf, matmul, same
+from quantkit.planning.tensors import Graph, Tensor, fresh, leaf, matmul, same
 from quantkit.planning.time_mix import rwkv_layer
 
 _TELLING = 4
@@ -40,13 +41,19 @@ def prompt_graph(shape: ModelShape, context: Context, layers: Sequence[int] | No
         return _ended(d, d.norm(decoder_layers(d, x), "dec.output_norm", shape.tensors))
     has_streams = "altup_proj.weight" in shape.tensors
     x = spread(d, x) if has_streams else x
+    draw_layer: Callable[[Drawing, Tensor, Layer, int], Tensor] = altup_layer if has_streams else _decoder_layer
+    if shape.traits.compressed:
+        d.compressed = CompressedInputs(d)
+        d.graph.expand(d.caches[True].mask)
+        x, draw_layer = spread_streams(d, x), compressed_layer
     for number in range(len(shape.trunk)) if layers is None else layers:
         d.layer = number
-        x = (altup_layer if has_streams else _decoder_layer)(d, x, shape.layers[number], number)
+        x = draw_layer(d, x, shape.layers[number], number)
         if number < shape.n_deepstack:
             x = same(x, d.embedding_part(number + 1))
     d.layer = None
     x = merged(d, x) if has_streams else x
+    x = joined_streams(d, x) if shape.traits.compressed else x
     if shape.traits.output_last:
         # the last layer's result is offered to a draft model
         x.kept = True
@@ -97,8 +104,8 @@ def telling_layers(shape: ModelShape, kinds: Sequence[Hashable]) -> list[int]:
 def _embedded(d: Drawing) -> Tensor:
     """The token embeddings that enter the first layer."""
     width = d.shape.n_embd * (1 + d.shape.n_deepstack)
-    tokens, vectors = leaf("tokens", d.n, size=I32), leaf("embeddings", width, d.n)
-    x = d.graph.expand(_rows(d, "token_embd.weight", tokens))
+    vectors = leaf("embeddings", width, d.n)
+    x = d.graph.expand(_rows(d, "token_embd.weight", d.tokens))
     if d.shape.n_deepstack:
         # a token's embedding is padded to the width of an image's
         d.embedding = d.graph.expand(fresh((width, d.n), x))

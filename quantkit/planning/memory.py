@@ -10,6 +10,7 @@ from functools import cache
 
 from quantkit.gguf.types import row_bytes
 from quantkit.planning.allocator import graph_memory
+from quantkit.planning.compressed import compressed_bytes
 from quantkit.planning.context import Context
 from quantkit.planning.devices import CPU, cache_devices, gpu_names, layer_devices, weight_devices
 from quantkit.planning.flash import is_flash_open, with_flash_decided
@@ -168,6 +169,9 @@ def kv_of_layers(shape: ModelShape, context: Context) -> list[int]:
 
     sizes = [0] * shape.n_layer
     for number, layer in enumerate(shape.trunk):
+        if shape.traits.compressed:
+            sizes[number] = compressed_bytes(shape, layer, context)
+            continue
         sizes[number] += state_bytes(shape, layer)
         cached = not shape.traits.encoder or shape.traits.unused_cache
         if not cached or layer.shared_from is not None:

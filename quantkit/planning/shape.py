@@ -188,7 +188,8 @@ def model_shape(keys: Mapping[str, Any], tensors: Iterable[tuple[str, tuple[int,
         )
     heads = _per_layer(arch_keys, "attention.head_count", n_layer, None, where)
     kv_heads = _per_layer(arch_keys, "attention.head_count_kv", n_layer, heads, where)
-    window = int(arch_keys.get("attention.sliding_window") or traits.default_window) if traits.sliding_every else 0
+    has_window = traits.sliding_every or traits.compressed
+    window = int(arch_keys.get("attention.sliding_window") or traits.default_window) if has_window else 0
     slides = _slides(arch_keys, traits, n_layer) if window else [False] * n_layer
     layers = []
     for i in range(n_layer):

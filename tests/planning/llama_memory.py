@@ -86,7 +86,8 @@ def _read(breakdown: list[int], log: str) -> Measured:
         # with no_alloc no buffer of weights is made, and only the breakdown has their size
         weights=total(r"model buffer size = +([\d.]+) MiB") or breakdown[0],
         # with no_alloc the KV buffer itself is empty; its size is in the line of its cells
-        kv=total(r"(?:llama_kv_cache|llama_memory_recurrent): size = +([\d.]+) MiB"),
+        kv=total(r"(?:llama_kv_cache|llama_memory_recurrent): size = +([\d.]+) MiB")
+        + total(r"llama_dsv4_comp_state: .*, size = +([\d.]+) MiB"),
         compute=compute,
         output=total(r" output buffer size = +([\d.]+) MiB"),
         log=log,
