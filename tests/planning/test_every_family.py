@@ -41,7 +41,9 @@ def test_the_compute_buffer_is_llama_cpps(name: str, tmp_path: Path) -> None:
         context = Context(n_ctx=job.n_ctx, flash=False if job.flash == 0 else None)
         memory = plan_memory(shape, tensors, context).cpu
         assert memory.compute == pytest.approx(measured.compute, rel=0.001, abs=HUNDREDTH), job
-        assert memory.kv == pytest.approx(measured.kv, abs=2 * HUNDREDTH), job
+        # a rounded line for each cache, and DeepSeek-V4 has four caches and three states
+        lines = 7 if shape.traits.compressed else 2
+        assert memory.kv == pytest.approx(measured.kv, abs=lines * HUNDREDTH), job
 
 
 @pytest.fixture(scope="module")
