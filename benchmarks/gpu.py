@@ -1,9 +1,12 @@
 """`make test-gpu`: the calibration on a CUDA GPU, checked against the CPU and timed, as a table under the card's name.
 
-parity: a real checkpoint to AWQ and GPTQ on the CPU and on the GPU: errors of every linear, perplexity of the folders.
+parity: a real checkpoint to AWQ, GPTQ, and GGUF with error feedback on the CPU and on the GPU: errors of every linear,
+perplexity of the outputs.
 rate: large products of the forward against the largest rate that torch reaches on this card in bfloat16.
 dense: a model of the shape of Llama 3 8B to AWQ, GPTQ and an importance matrix at once; with --peer, GPTQModel's GPTQ.
 wide: two layers of the shape of Llama 3 70B. mixture: layers of Mixtral 8x7B with Huozi-3's vocabulary to AWQ.
+gguf: a layer of the shape of Llama 3 8B to q4_0 and q4_k_m with error feedback, against the same on the CPU.
+memory: GGUFs of Huozi 3's shape in llama.cpp built with CUDA, planned, measured and by the driver (gpu_memory.py).
 
 The synthetic models have random weights, so their times and memory are those of real ones and their errors are not.
 Results go to the terminal and, as JSON, to bench-output/gpu.json. Without a GPU: exit code 1 and one sentence.
@@ -28,7 +31,7 @@ from benchmarks.lines import REPOSITORY, WORK, Lines, Target, print_machine
 from benchmarks.synthetic import VOCAB, Shape, synthetic
 from demo.smollm2 import smollm2_checkpoint
 
-PARTS = ("parity", "rate", "dense", "wide", "mixture")
+PARTS = ("parity", "rate", "dense", "wide", "mixture", "gguf", "memory")
 DENSE = Shape("Dense-8B", hidden=4096, ffn=14336, layers=32, heads=32, kv_heads=8)
 WIDE = Shape("Wide-70B-2-layers", hidden=8192, ffn=28672, layers=2, heads=64, kv_heads=8)
 MIXTURE = Shape("Mixtral-8x7B", hidden=4096, ffn=14336, layers=32, heads=32, kv_heads=8, experts=8, vocab=57000)
@@ -62,7 +65,8 @@ class Bench(Lines):
 
     def parity(self, checkpoint: Path, text: Path) -> None:
         """Both devices on the same samples: the largest difference of a linear's error, and of a perplexity."""
-        words = ("-t", "awq", "-t", "gptq", "--group-size", "32", "--samples", "32", "--seq-len", "256")
+        words = ("-t", "awq", "-t", "gptq", "--group-size", "32", "-t", "q4_0", "-t", "q6_k", "--solver", "feedback")
+        words += ("--samples", "32", "--seq-len", "256")
         folders = {device: WORK / f"parity-{device}" for device in ("cpu", self.device)}
         documents = {device: self.convert(checkpoint, out, device, *words) for device, out in folders.items()}
         errors = {device: _errors(document) for device, document in documents.items()}
@@ -72,15 +76,20 @@ class Bench(Lines):
             self.add(line)
         mean = sum(ratios) / len(ratios)
         self.add(Target("error of all linears, GPU / CPU, mean", checkpoint.name, mean, "", 1.01, 0.99))
+        made = {}
         for made_on, out in folders.items():
             perplexities = {device: self._perplexities(checkpoint, out, text, device) for device in folders}
+            made[made_on] = perplexities["cpu"]
             for name, value in perplexities["cpu"].items():
                 ratio = perplexities[self.device][name] / value
                 label = f"perplexity of {name} of the {made_on}, GPU / CPU"
                 self.add(Target(label, checkpoint.name, ratio, "", 1.001, 0.999))
+        for name, value in made["cpu"].items():
+            ratio = made[self.device][name] / value
+            self.add(Target(f"perplexity of {name}, made on the GPU / the CPU", checkpoint.name, ratio, "", 1.02, 0.98))
 
     def _perplexities(self, checkpoint: Path, out: Path, text: Path, device: str) -> dict[str, float]:
-        folders = sorted(out.glob("*-AWQ")) + sorted(out.glob("*-GPTQ"))
+        folders = [path for kind in ("*-AWQ", "*-GPTQ", "*-GGUF/*.gguf") for path in sorted(out.glob(kind))]
         words = ("--text", text, "--ctx", "256", "--chunks", "4", "--device", device, "-o", WORK / "report", "--force")
         models = self._quantkit("measure", checkpoint, *folders, *words)["models"][1:]
         return {model["path"].rsplit("-", 1)[-1]: model["quality"][0]["perplexity"]["value"] for model in models}
@@ -140,6 +149,39 @@ class Bench(Lines):
                 whole = document["seconds"]["calibrate"] * 32 / shape.layers
                 self.add(Target("calibration of 32 layers, by that", shape.name, whole, "s", at_most=600))
 
+    def feedback(self, shape: Shape) -> None:
+        """Error feedback in GGUF types: seconds of both devices, and the errors of the outputs as they report them."""
+        with synthetic(shape, _DISK) as checkpoint:
+            if checkpoint is None:
+                return
+            words = ("-t", "q4_0", "-t", "q4_k_m", "--solver", "feedback", "--samples", "16", "--seq-len", "512")
+            seconds = {}
+            for device in ("cpu", self.device):
+                document = self.convert(checkpoint, WORK / "ours", device, *words)
+                seconds[device] = document["seconds"]["calibrate"]
+                self.add(Target(f"q4_0, q4_k_m with feedback: {device}", shape.name, seconds[device], "s"))
+            self.add(Target("  GPU / CPU", shape.name, seconds[self.device] / seconds["cpu"], "", at_most=0.25))
+
+    def memory(self, *, trial: bool) -> None:
+        """The memory of GGUFs, see `gpu_memory`. A trial takes an RPC server on this machine for the GPU."""
+        from benchmarks.gpu_memory import HUOZI, PLACEMENTS, TRIAL, gguf_memory
+        from quantkit.measurement.load_options import LoadOptions
+
+        folder = WORK / "gpu-memory"
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        try:
+            if not trial:
+                gguf_memory(self, folder, HUOZI, LoadOptions(), PLACEMENTS)
+                return
+            from tests.helpers.rpc_server import rpc
+
+            os.environ["GGML_BACKEND_PATH"] = str(rpc().backend)
+            with rpc().serving(1) as endpoint:
+                gguf_memory(self, folder, TRIAL, LoadOptions(rpc=[endpoint]), PLACEMENTS)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
     def _add(self, shape: Shape, checkpoint: Path, words: Sequence[str], vram_below: float | None) -> dict[str, Any]:
         size = ("--samples", str(self.samples), "--seq-len", str(self.length))
         document = self.convert(checkpoint, WORK / "ours", self.device, *words, *size)
@@ -168,7 +210,7 @@ def _errors(document: dict[str, Any]) -> dict[str, float]:
     return {
         f"{output['type']} {name}": error
         for output in document["outputs"]
-        for name, error in output["relative_error"].items()
+        for name, error in output.get("relative_error", {}).items()
     }
 
 
@@ -218,6 +260,10 @@ def main() -> None:
             bench.wide(wide)
         if "mixture" in parts:
             bench.mixture(mixture)
+        if "gguf" in parts:
+            bench.feedback(replace(dense, name="Dense-8B-1-layer", layers=1))
+        if "memory" in parts:
+            bench.memory(trial=arguments.trial)
     finally:
         for name in ("ours", "parity-cpu", f"parity-{device}", "report"):
             shutil.rmtree(WORK / name, ignore_errors=True)

@@ -13,11 +13,13 @@ import ml_dtypes
 import numpy as np
 
 from benchmarks.lines import WORK
+from demo.inputs import CACHE
 from demo.smollm2 import CONFIG, smollm2_checkpoint
 
 VOCAB = 49152
 _BLOCK = 1 << 22
-_TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "generation_config.json")
+TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "generation_config.json")
+TOKENIZER_FOLDER = "SmolLM2-tokenizer"
 
 
 @dataclass(frozen=True)
@@ -137,6 +139,15 @@ def write_synthetic(folder: Path, shape: Shape) -> Path:
                 file.write(piece)
                 left -= len(piece)
     (folder / "config.json").write_text(json.dumps(shape.config(), indent=2) + "\n")
-    for name in _TOKENIZER:
-        shutil.copy(smollm2_checkpoint() / name, folder / name)
+    for name in TOKENIZER:
+        shutil.copy(tokenizer_folder() / name, folder / name)
     return folder
+
+
+def tokenizer_folder(*, here: bool = False) -> Path:
+    """The folder of SmolLM2's tokenizer: alone, as benchmarks.gpu_bundle installs it, or with its weights.
+
+    `here`: the first, whether it is there or not.
+    """
+    alone = CACHE / TOKENIZER_FOLDER
+    return alone if here or alone.is_dir() else smollm2_checkpoint()

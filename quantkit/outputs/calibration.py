@@ -34,9 +34,11 @@ _SMALL_MEMORY = 32 << 20
 _THREAD_MEMORY = 24 << 20
 # Values that a further thread holds while a wide Gram matrix is factored in tiles, measured.
 _WIDE_THREAD = 32 << 20
-# On a GPU: the context of CUDA with its libraries, and rows that are rounded at once, about six arrays of 2^26 values.
+# On a GPU: the context of CUDA with its libraries; rows that are rounded at once, six arrays of 2^26 values or ten of
+# 2^25; copies of a Gram matrix while the damping is chosen, beside the two sums.
 _CONTEXT_MEMORY = 700 << 20
 _ROUNDED_BYTES = 6 * 4 << 26
+_DEVICE_COPIES = 4
 # For the choice of types: python, numpy, inputs that wait for their sums.
 _BASE_MEMORY = 330 << 20
 _WAITING_MEMORY = 192 << 20
@@ -218,7 +220,9 @@ def device_memory(layers: Sequence[LayerLinears], seq_len: int, *, gram: bool) -
             return weights + tokens
         widest = max((entry.width for entry in inputs), default=0)
         sums = 2 * 4 * sum(entry.width**2 for entry in inputs)
-        return sums + max(weights + tokens, weights // 2 + GRAM_COPIES * 4 * widest**2 + _ROUNDED_BYTES)
+        matrix = 4 * widest**2
+        quantizing = max(_DEVICE_COPIES * matrix, 2 * matrix + _ROUNDED_BYTES)
+        return sums + max(weights + tokens, weights // 2 + quantizing)
 
     experts = [layer for layer in layers if any(entry.expert == 0 for entry in layer.inputs)]
     largest = max((need(layer, None) for layer in layers if layer.inputs), default=0)

@@ -139,6 +139,8 @@ def _compile(run: Callable[..., Any]) -> Callable[..., Any]:
     warnings.filterwarnings("ignore", message="TensorFloat32 tensor cores")
     # one kernel a run: processes that compile several at once would cost more than they save
     torch._inductor.config.compile_threads = 1
+    # otherwise the compiler leaves out that scales are rounded to float16
+    torch._inductor.config.emulate_precision_casts = True
     torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
     fast: Callable[..., Any] = torch.compile(run, dynamic=True)
     return fast

@@ -114,7 +114,7 @@ def factor(
         fraction = usual_damp(n_in, count) if count > 0 else 0.0
     damped = shrunk(gram, damping.shrink)
     order, triangle, used = factor_gram(damped, count, damp=fraction, act_order=act_order, name=name, workers=workers)
-    set_diagonal(damped, _damped_diagonal(damped, used))
+    set_diagonal(damped, _damped(damped.diagonal(), used))
     ordered = copied(triangle.diagonal())
     pivots = empty((n_in,), gram)
     pivots[order] = ordered
@@ -144,12 +144,16 @@ def factor_gram(
         raise CalibrationError(f"the activations of the calibration text are not finite in {name}; check the model")
     if not mean(gram.diagonal()) > 0:
         raise CalibrationError(f"{name} is zero for the whole calibration text; calibrate on another text")
-    order = ascending(-gram.diagonal()) if act_order else place(np.arange(len(gram)), device(gram))
+    diagonal: Array = copied(gram.diagonal())
+    order = ascending(-diagonal) if act_order else place(np.arange(len(gram)), device(gram))
     flipped = contiguous(xp.flip(square(gram, order) if act_order else gram, (0, 1)))
+    del gram  # a caller that gives a temporary matrix has one less in memory
     while True:
-        set_diagonal(flipped, xp.flip(_damped_diagonal(gram, damp)[order], (0,)))
+        set_diagonal(flipped, xp.flip(_damped(diagonal, damp)[order], (0,)))
         try:
-            return order, xp.flip(cholesky(flipped, workers), (0, 1)), damp
+            lower = cholesky(flipped, workers)
+            del flipped  # torch's flip copies
+            return order, xp.flip(lower, (0, 1)), damp
         except np.linalg.LinAlgError:
             if damp >= _MOST_DAMP:
                 raise CalibrationError(
@@ -159,8 +163,9 @@ def factor_gram(
             damp = min(_MOST_DAMP, max(0.001, 10 * damp))
 
 
-def _damped_diagonal(gram: Array, damp: float) -> Array:
-    diagonal: Array = copied(gram.diagonal())
+def _damped(diagonal: Array, damp: float) -> Array:
+    """The damped diagonal of a Gram matrix."""
+    diagonal = copied(diagonal)
     middle = mean(diagonal)
     diagonal[diagonal <= 0] = middle  # an input that is always 0 does not affect other columns
     damped: Array = diagonal + damp * middle

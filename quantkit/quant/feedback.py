@@ -87,7 +87,8 @@ def curvature(
     importance = empty((len(pivots),), pivots)
     importance[order] = pivots * pivots
     set_diagonal(hessian, hessian.diagonal() + float(np.float32(damp * mean(hessian.diagonal()))))
-    return Curvature(hessian, order, namespace(factor).triu(factor / pivots, 1), importance, damp)
+    factor /= pivots
+    return Curvature(hessian, order, namespace(factor).triu(factor, 1), importance, damp)
 
 
 def quantize_with_feedback(

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from quantkit.errors import CalibrationError
 from quantkit.forward.arrays import ascending, device, empty, inner_product, namespace, place, square
@@ -115,8 +116,10 @@ def _errors(
     workers: Workers,
 ) -> Iterator[tuple[float, float, float]]:
     """Each shrink and damp of `limits`, and its error; without those whose Gram matrix cannot be factored."""
-    order = ascending(-fitted.diagonal())
-    fitted, held_gram, rounding = square(fitted, order), square(held_gram, order), rounding[:, order]
+    order, on_device = ascending(-fitted.diagonal()), device(fitted) is not None
+    fitted, rounding = square(fitted, order), rounding[:, order]
+    if not on_device:  # a device has less room for one more matrix
+        held_gram = square(held_gram, order)
     for shrink, damp in limits:
         try:
             _, factor, _ = factor_gram(
@@ -126,6 +129,8 @@ def _errors(
             continue
         triangle: Array = factor / factor.diagonal()
         error = propagated(rounding, triangle)
+        if on_device:
+            error = taken_back(error, order)
         # the next factorisation needs their memory
         del factor, triangle
         yield shrink, damp, _energy(error, held_gram)
@@ -142,6 +147,13 @@ def propagated(rounding: Array, triangle: Array) -> Array:
         target = rounding[:, start:stop] - errors[:, :start] @ triangle[:start, start:stop]
         errors[:, start:stop] = xp.linalg.solve(triangle[start:stop, start:stop].T, target.T).T
     return errors
+
+
+def taken_back(errors: Array, order: NDArray[np.int64]) -> Array:
+    """Errors (n, n_in), whose columns are in `order`, with the columns as stored."""
+    stored = empty(tuple(errors.shape), errors)
+    stored[:, order] = errors
+    return stored
 
 
 def step_sizes(weight: Array, group: int) -> Array:
