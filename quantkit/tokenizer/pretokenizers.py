@@ -25,6 +25,7 @@ from quantkit.errors import UnsupportedError, UsageError
 from .files import token_text
 from .huggingface import load_pipeline
 from .probe import PROBE
+from .ranks import alphabet
 
 
 @dataclass(frozen=True)
@@ -92,18 +93,20 @@ def recognise(tokenizer: Tokenizer, source: dict[str, Any], config: dict[str, An
     changing = [kind for kind in normalizers(source.get("normalizer")) if kind != "NFC"]
     known = next((name for name, split in _facts()["splits"].items() if split["steps"] == steps), None)
     other_split = bool(known and by_hash and _facts()["names"][by_hash]["split"] not in (known, None))
-    if by_hash and _ignores_merges(by_hash) == ignores_merges and not other_split:
+
+    @cache
+    def merges_alike(flag: bool) -> bool:
+        return flag == ignores_merges or _merges_make_each_word(source)
+
+    if by_hash and not other_split and merges_alike(_ignores_merges(by_hash)):
         return Recognised(by_hash, "hash")
-    split = _facts()["splits"].get(known)
-    if split and not changing:
-        for name in split["write"]:
-            if _ignores_merges(name) == ignores_merges:
-                why = "whose split is tokenizer.json's own" if other_split else Recognised.why
-                return Recognised(name, "structure", by_hash, why)
+    names = _facts()["splits"][known]["write"] if known and not changing else []
+    for name in sorted(names, key=lambda name: _ignores_merges(name) != ignores_merges):
+        if merges_alike(_ignores_merges(name)):
+            why = "whose split is tokenizer.json's own" if other_split else Recognised.why
+            return Recognised(name, "structure", by_hash, why)
     if by_hash:
         return Recognised(by_hash, "hash")
-    if split and not changing and ignores_merges and _merges_reach_all(source):
-        return Recognised(split["write"][0], "structure")
     raise UnsupportedError(_unknown(tokenizer, steps, ignores_merges, changing, where))
 
 
@@ -117,8 +120,8 @@ def _by_hash(tokenizer: Tokenizer, config: dict[str, Any], table: str = "hashes"
     text, hashes = _facts()["text"], _facts()[table]
     bare = tokenizer.encode(text, add_special_tokens=False).ids
     candidates = [tokenizer.encode(text).ids, bare]
-    if str(config.get("tokenizer_class", "")).removesuffix("Fast") == "LlamaTokenizer":
-        # transformers 4's Llama class replaces the post-processor by its own BOS and EOS
+    if str(config.get("tokenizer_class", "")).removesuffix("Fast") in ("LlamaTokenizer", "CohereTokenizer"):
+        # transformers 4's Llama and Cohere classes replace the post-processor by their own BOS and EOS
         around: list[list[int]] = [[], []]
         for side, role, default in ((0, "bos", True), (1, "eos", False)):
             number = tokenizer.token_to_id(token_text(config.get(f"{role}_token")) or "")
@@ -167,11 +170,24 @@ def normalizers(node: Any) -> list[str]:
     return [str(node.get("type"))]
 
 
-def _merges_reach_all(source: dict[str, Any]) -> bool:
-    """Whether merging alone makes every token, so that ignore_merges changes nothing."""
-    plain = dict(source, model=dict(source["model"], ignore_merges=False))
-    model = load_pipeline(json.dumps(plain).encode()).model
-    return all(len(model.tokenize(text)) == 1 for text in source["model"]["vocab"] if text)
+def _merges_make_each_word(source: dict[str, Any]) -> bool:
+    """Whether merging makes each word that is a token, so that ignore_merges changes nothing.
+
+    A word is a token that the pre-tokenizer leaves whole. Added tokens are cut out before.
+    """
+    plain = load_pipeline(json.dumps(dict(source, model=dict(source["model"], ignore_merges=False))).encode())
+    added = {token["content"] for token in source.get("added_tokens") or []}
+    byte_of = {character: byte for byte, character in alphabet().items()}
+    for text in source["model"]["vocab"]:
+        if text in added or len(plain.model.tokenize(text)) <= 1:
+            continue
+        try:
+            word = bytes(byte_of[character] for character in text).decode()
+        except (KeyError, UnicodeDecodeError):  # no text gives these bytes as one word
+            continue
+        if plain.pre_tokenizer is None or len(plain.pre_tokenizer.pre_tokenize_str(word)) == 1:
+            return False
+    return True
 
 
 def _unknown(

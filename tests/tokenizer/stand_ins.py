@@ -15,6 +15,8 @@ import sentencepiece
 from gguf import GGUFReader
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
+from quantkit.tokenizer import ranks
+
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, BYTE = 1, 2, 3, 4, 6
 BLOOM_SPLIT = r" ?[^(\s|[.,!?…。，、।۔،])]+"
 BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
@@ -142,6 +144,61 @@ def write_from_gguf(folder: Path, vocab: Path, pre_tokenizer: list[dict[str, Any
         },
     }
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer, ensure_ascii=False), encoding="utf-8")
+
+
+def write_from_ranks(
+    folder: Path, table: ranks.Ranks, split: str, special: list[str], *, first: int, begins: str | None
+) -> None:
+    """A tokenizer.json of a table of ranks, as published: the table's ids begin at `first`, special ones fill the rest.
+
+    `begins` is the special token that the tokenizer puts in front.
+    """
+    order = sorted(table, key=table.__getitem__)
+    spelled = {token: spelled_part(token) for token in order}
+    parts = [ranks.join(table, token, table[token]) for token in order if len(token) > 1]
+    ids = [*range(first), *range(first + len(table), first + len(table) + len(special))][: len(special)]
+    flags = {"lstrip": False, "rstrip": False, "normalized": False, "single_word": False, "special": True}
+    marks = dict(zip(special, ids, strict=True))
+    template = None
+    if begins:
+        start, text = {"SpecialToken": {"id": begins, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}
+        template = {
+            "type": "TemplateProcessing",
+            "single": [start, text],
+            "pair": [start, text, {"Sequence": {"id": "B", "type_id": 1}}],
+            "special_tokens": {begins: {"id": begins, "ids": [marks[begins]], "tokens": [begins]}},
+        }
+    pattern = {"type": "Split", "pattern": {"Regex": split}, "behavior": "Isolated", "invert": False}
+    tokenizer = {
+        "version": "1.0",
+        "added_tokens": [{"id": number, "content": text, **flags} for text, number in marks.items()],
+        "normalizer": None,
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [pattern, BYTES]},
+        "post_processor": template,
+        "decoder": BYTES,
+        "model": {
+            "type": "BPE",
+            "ignore_merges": False,
+            "vocab": {text: n for text, n in marks.items() if n < first}
+            | {spelled[token]: first + table[token] for token in order},
+            "merges": [[spelled_part(part) for part in pair] for pair in parts if len(pair) == 2],
+        },
+    }
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer, ensure_ascii=False), encoding="utf-8")
+
+
+def spelled_part(part: bytes) -> str:
+    """The byte-level spelling of some bytes."""
+    return part.decode("latin-1").translate(ranks.alphabet())
+
+
+def write_embedded(folder: Path, library: Path) -> None:
+    """The tokenizer.json that a program has in its binary: the JSON object around "added_tokens"."""
+    data = library.read_bytes()
+    begins = data.rindex(b"{", 0, data.index(b'"added_tokens"'))
+    text = data[begins : begins + 16_000_000].decode(errors="surrogateescape")
+    _, size = json.JSONDecoder().raw_decode(text)
+    (folder / "tokenizer.json").write_text(text[:size], encoding="utf-8")
 
 
 def write_raw_bpe(folder: Path, vocab: Path) -> None:

@@ -64,6 +64,21 @@ def test_a_split_is_recognised_however_it_is_spelled(
     assert load_vocabulary(with_split(tmp_path, regex, **flags), CONFIG).pre == name
 
 
+def test_a_special_token_that_merges_do_not_make_keeps_no_name_from_being_taken(tmp_path: Path) -> None:
+    folder = with_split(tmp_path, LLAMA3_SPLIT.replace("{1,3}", ""), ignore_merges=True)
+    source = json.loads((folder / "tokenizer.json").read_text())
+    special = next(token for token in source["added_tokens"] if token["content"] == "<|eot_id|>")
+    source["model"]["vocab"][special["content"]] = special["id"]
+    (folder / "tokenizer.json").write_text(json.dumps(source))
+    assert load_vocabulary(folder, CONFIG).pre == "qwen2"
+    # a word that merges do not make is another tokenizer: llama.cpp's qwen2 would cut it
+    word = max((text for text in source["model"]["vocab"] if text.isascii() and text.isalpha()), key=len)
+    source["model"]["merges"] = [pair for pair in source["model"]["merges"] if "".join(pair) != word]
+    (folder / "tokenizer.json").write_text(json.dumps(source))
+    with pytest.raises(UnsupportedError, match="this tokenizer has ignore_merges true"):
+        load_vocabulary(folder, CONFIG)
+
+
 def test_an_unknown_split_is_refused_with_the_nearest_name_and_the_option(tmp_path: Path) -> None:
     folder = with_split(tmp_path, LLAMA3_SPLIT.replace("{1,3}", "{1,4}"))
     with pytest.raises(UnsupportedError, match=r"nearest is llama-bpe \(it splits \d+ of \d+ .* --pre llama-bpe"):
