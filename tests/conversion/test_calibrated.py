@@ -48,7 +48,16 @@ STACKED_ONLY = {name for name in all_cases() if name.startswith(("gpt-oss", "gra
 STACKED_ONLY |= {"granitehybrid", "granitehybrid-experts-without-mamba"}
 UNPACKED = {"falcon-mamba", "jamba", "mamba", "mamba-silent-rank", "mamba2", "mamba2-tied", "nemotron-h-moe"}
 UNPACKED |= {"jais", "jais-13b", "laguna", "laguna-plain", "muse-glimmer", "muse-glimmer-plain", "phimoe"}
-UNPACKED |= {"kimi-linear", "lfm2-colbert", "minimax-m3", "minimax-m3-text", "step3.5", "step3.5-plain", "step3.7"}
+UNPACKED |= {
+    "bamba",
+    "kimi-linear",
+    "lfm2-colbert",
+    "minimax-m3",
+    "minimax-m3-text",
+    "step3.5",
+    "step3.5-plain",
+    "step3.7",
+}
 ENCODERS = {name for name, (_, case) in all_cases().items() if case.encoder}
 WRITTEN = sorted(forward_cases().keys() - NO_NATIVE - STACKED_ONLY - UNPACKED - ENCODERS)
 # One or two a group in the default suite: what differs in folds, linears, experts or names.

@@ -30,6 +30,7 @@ _XIELU = {
 STATED: dict[str, dict[str, Any]] = {
     "AfmoeForCausalLM": {"mup_enabled": True},
     "ApertusForCausalLM": {"scalars": _XIELU},
+    "BambaForCausalLM": {"attn_layer_indices": [9, 18, 27]},
     "DbrxForCausalLM": {
         "attn_config": {"clip_qkv": 8, "kv_n_heads": 8, "rope_theta": 500000.0},
         "d_model": 6144,
