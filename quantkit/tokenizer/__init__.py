@@ -160,11 +160,12 @@ def _vocabulary(
         specials.template = chat_template
     else:
         specials.warnings += chat_templates.warnings(files.templates)
+    by_size = roles.space_prefix is SpacePrefix.STATED
     return Vocabulary(
         model=tokens.model,
         pre=tokens.pre or "",
         tokens=tokens.texts,
-        keys=[*tokens.keys(), *special.keys(specials, config), *tokens.end],
+        keys=[*tokens.keys(), *special.keys(specials, config, by_size=by_size), *tokens.end],
         warnings=tokens.warnings + specials.warnings,
         chat_template=special.default_template(specials.template),
         probe_ids=tokens.probe_ids,

@@ -73,10 +73,13 @@ def read(files: TokenizerFiles, config: Mapping[str, Any], n_tokens: int) -> Spe
     return specials
 
 
-def keys(specials: Specials, config: Mapping[str, Any]) -> list[KeyValue]:
-    """The keys in llama.cpp's order: ids, add_*_token, chat templates, then what its Llama converter adds by size."""
+def keys(specials: Specials, config: Mapping[str, Any], *, by_size: bool) -> list[KeyValue]:
+    """The keys in llama.cpp's order: ids, add_*_token, chat templates, then what its Llama converter adds.
+
+    `by_size`: the family is one of that converter's, which knows Code Llama and small Granite by their vocab_size.
+    """
     ids, adds = dict(specials.ids), dict(specials.adds)
-    vocab_size = config.get("vocab_size", 32000)
+    vocab_size = config.get("vocab_size") if by_size else None
     late = []
     if vocab_size == _CODE_LLAMA_VOCAB and "eot" not in ids:
         late.append(keyvalues.uint32(_ID_KEYS["eot"], _CODE_LLAMA_EOT))

@@ -144,7 +144,7 @@ PUBLISHED = [
     Published("grid/phi", ("Phi-4",), 100352, "dbrx", "183294dc5c762a1f1d52948d68a98428"),
     Published("grid/olmo", ("OLMo 2",), 100278, "dbrx", "a7a13dd81f500d5ebd02acdcaea23b78"),
     Published("grid/smollm", ("SmolLM3",), 128256, "llama-bpe"),
-    Published("grid/starcoder", ("StarCoder 2",), 49152, "refact", "a795d1d0671ca5abc740c856ac3b2aa0"),
+    Published("grid/starcoder", ("StarCoder 2",), 49152, "refact", "1aadce1316879ec454a5f37a25583803"),
     Published("npm/internlm2", ("InternLM2",), 92550, "default"),
     Published("grid/internlm", ("InternLM3",), 128512, "default", None, 18),
     Published("grid/deepseek", ("DeepSeek-R1",), 129280, "deepseek-v3"),
@@ -199,7 +199,7 @@ PUBLISHED = [
 ]
 
 # for these the converter ran for a family without rules of its own, on a config.json with nothing but vocab_size
-BARE = ("counter/", "npm/aya_expanse", "npm/command_r_plus", "npm/gptoss", "npm/minicpm_v4_5")
+BARE = ("counter/", "grid/starcoder", "npm/aya_expanse", "npm/command_r_plus", "npm/gptoss", "npm/minicpm_v4_5")
 
 _SPLIT = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
 _DIGITS = {"type": "Digits", "individual_digits": True}

@@ -95,10 +95,12 @@ def test_merges_as_pairs_and_as_strings_read_the_same(smollm: Path) -> None:
     assert vocabularies[0] == vocabularies[1]
 
 
-def test_a_small_granite_vocabulary_never_adds_bos(smollm: Path) -> None:
-    vocabulary = load_vocabulary(smollm, {"vocab_size": 49152})
+def test_a_small_granite_vocabulary_never_adds_bos_and_one_of_another_family_is_left_alone(smollm: Path) -> None:
+    vocabulary = load_vocabulary(smollm, {"vocab_size": 49152}, roles=LLAMA_ROLES)
     assert names(vocabulary)[-1] == "add_bos_token"
     assert value(vocabulary, "add_bos_token") is False
+    # StarCoder 2 has as many tokens
+    assert "add_bos_token" not in names(load_vocabulary(smollm, {"vocab_size": 49152}))
 
 
 class TestEnds:
