@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from quantkit.conversion.gguf_layers import Array, FeedbackRounder, RoundedInput
-from quantkit.forward.linears import Input, LayerLinears
+from quantkit.forward.linears import AFTER_EXPERTS, Input, LayerLinears
 from quantkit.gguf.blocks import FORMATS
 from quantkit.imatrix.names import LinearKey
 from quantkit.quant.fold import matrix
@@ -36,6 +36,8 @@ class AsymmetricRounder(FeedbackRounder):
     def quantize(
         self, layer: LayerLinears, expert: int | None, tensors: Mapping[str, Array], sums: Mapping[str, Statistics]
     ) -> None:
+        if all(entry.key == AFTER_EXPERTS for entry in layer.inputs):
+            return
         moves = dict(self.moves(layer, expert, tensors, sums)) if self.plan.request.reorder else {}
         source = dict(tensors)
         for label, stream in self.streams.items():

@@ -23,7 +23,7 @@ from quantkit.conversion.packed_layers import LayerSums, quantizer_of
 from quantkit.errors import OutputError, PassingError
 from quantkit.files import partial_path
 from quantkit.forward.devices import is_full
-from quantkit.forward.linears import LayerLinears
+from quantkit.forward.linears import AFTER_EXPERTS, LayerLinears
 from quantkit.imatrix.names import LinearKey, Squares
 from quantkit.journal import Journal
 from quantkit.machine import peak_memory
@@ -162,6 +162,16 @@ def _rounder(
     if not has_all_files(plan.gguf):
         _forget_layers(plan, journal)
     sources, columns = calibration.imatrix_sources, calibration.imatrix_columns
+    if plan.is_asymmetric:
+        # what the linear back from a latent reads is known when the rounded stream has left the layer
+        late = {
+            (linear.name, linear.index)
+            for layer in calibration.layers
+            for entry in layer.inputs
+            if entry.key == AFTER_EXPERTS
+            for linear in entry.linears
+        }
+        sources = {name: keys for name, keys in sources.items() if late.isdisjoint(keys)}
     kind = AsymmetricRounder if plan.is_asymmetric else FeedbackRounder
     return stack.enter_context(kind(plan.gguf, sources, columns, workers, keep=journal.resumed))
 

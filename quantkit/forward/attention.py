@@ -29,6 +29,7 @@ def attend(part: Attention, layer: Layer, x: Array, context: Context) -> Array:
     apart: NDArray[np.bool_] | None = None
     if part.latent:
         q, k, v, short = _latent(part, layer, x)
+        gate = _gate(part, layer, x, len(q)) if part.gate else None
         if part.indexer:
             excluded = _excluded(part.indexer, part, layer, x, short, context)
     else:
@@ -146,8 +147,7 @@ def _plain(part: Attention, layer: Layer, x: Array, context: Context) -> tuple[A
     if part.gated:
         q, gate = q[..., :size], q[..., size:]
     elif part.gate:
-        width = part.gate_width(layer.config, heads)
-        gate = layer.weights.linear(layer.at + part.at + part.gate, x, width, part.form).reshape(len(x), heads, -1)
+        gate = _gate(part, layer, x, heads)
     if not part.norms_after_rope:
         q, k = _both_normed(part, layer, q, k)
     if part.value_norm:
@@ -162,6 +162,12 @@ def _plain(part: Attention, layer: Layer, x: Array, context: Context) -> tuple[A
     if layer.number in context.sources:
         context.shared[layer.number] = (k, v)
     return q, k, v, gate
+
+
+def _gate(part: Attention, layer: Layer, x: Array, heads: int) -> Array:
+    """The separate gate, (n, heads, width of a value or 1)."""
+    width = part.gate_width(layer.config, heads)
+    return layer.weights.linear(f"{layer.at}{part.at}{part.gate}", x, width, part.form).reshape(len(x), heads, -1)
 
 
 def _query_width(config: Config) -> int:

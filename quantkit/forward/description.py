@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from quantkit.forward.config_keys import Config
-from quantkit.forward.kimi_parts import KimiDelta
+from quantkit.forward.kimi_parts import KimiDelta, Latent, ResidualAttention
 from quantkit.forward.mixers import (
     Attention,
     ChannelMix,
@@ -40,6 +40,8 @@ class FeedForward:
         activation: config keys of the activation's name; `default_activation` if config.json lacks them.
         multipliers: factors of the gate before its activation, and of the output (muP).
         limit: by layer, what the activated gate is at most, and up on both sides; 0 for none.
+        situ: SiTU's limits (b, l): the product is b tanh(gate / b) sigmoid(gate) times l tanh(up / l); l may be 0, and
+            then up has no limit.
     """
 
     at: str = "mlp."
@@ -59,6 +61,7 @@ class FeedForward:
     xielu: str | None = None
     multipliers: Callable[[Config], tuple[float, float]] | None = None
     limit: Callable[[Config, int], float] = lambda _config, _layer: 0.0
+    situ: Callable[[Config], tuple[float, float]] | None = None
 
     @property
     def down_form(self) -> Form:
@@ -107,6 +110,7 @@ class Experts:
         weighted_input: whether the weights scale an expert's input instead of its output.
         shared: an expert for every token, times the sigmoid of `shared_gate` if there is one.
         beside: the norms, if experts run beside the layer's feed-forward and do not replace it.
+        latent: what routed experts read in place of the hidden states.
         layers: whether a layer has experts.
     """
 
@@ -129,6 +133,7 @@ class Experts:
     shared: FeedForward | None = None
     shared_gate: str | None = None
     beside: Beside | None = None
+    latent: Latent | None = None
     layers: Callable[[Config, int], bool] = lambda _config, _layer: True
 
 
@@ -241,6 +246,7 @@ class Architecture:
         altup: several streams of hidden states.
         laurel: a low-rank residual beside attention.
         hyper_connections: several streams of hidden states, which each part of a layer mixes.
+        residual_attention: attention over earlier hidden states in place of the residual.
         layer_scale: the tensor of one number that multiplies a layer's output.
         last_norm: the norm after the last layer, or ""; `last_norm_kind` where it differs from `norm`.
         tied: whether the embedding is the head where config.json does not say.
@@ -289,6 +295,7 @@ class Architecture:
     altup: AltUp | None = None
     laurel: Laurel | None = None
     hyper_connections: HyperConnections | None = None
+    residual_attention: ResidualAttention | None = None
     layer_scale: str | None = None
     last_norm: str = "norm"
     last_norm_kind: Norm | None = None

@@ -8,12 +8,13 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import NDArray
 
-from quantkit.forward.arithmetic import activation, sigmoid, softmax, xielu
+from quantkit.forward.arithmetic import activation, sigmoid, softcapped, softmax, xielu
 from quantkit.forward.arrays import Array, ascending, device, fetch, namespace, place, taken
 from quantkit.forward.chunks import softplus
 from quantkit.forward.config_keys import given
 from quantkit.forward.description import Experts, FeedForward
 from quantkit.forward.layer import Layer
+from quantkit.forward.parts import Norm
 
 _GATE_SLOPE = 1.702
 _SCORES: dict[str, Callable[[Array], Array]] = {
@@ -21,6 +22,7 @@ _SCORES: dict[str, Callable[[Array], Array]] = {
     "sigmoid": sigmoid,
     "sqrt_softplus": lambda x: softplus(x) ** 0.5,
 }
+_PLAIN = Norm()
 
 
 def feed_forward(part: FeedForward, layer: Layer, x: Array, index: int = 0) -> Array:
@@ -41,6 +43,8 @@ def feed_forward(part: FeedForward, layer: Layer, x: Array, index: int = 0) -> A
         xp, bound = namespace(x), float(config.get("swiglu_limit", 7.0))
         gate = xp.clip(gate, None, bound)
         up = (xp.clip(up, -bound, bound) + 1.0) * gate * sigmoid(_GATE_SLOPE * gate)
+    elif gate is not None and part.situ:
+        up = _situ(gate, up, *part.situ(config))
     else:
         act = _activation(part, layer)
         most = config.get(part.limit_before) if part.limit_before else None
@@ -61,6 +65,13 @@ def feed_forward(part: FeedForward, layer: Layer, x: Array, index: int = 0) -> A
             up = gate
     out = layer.weights.linear(layer.at + part.at + part.down, up, x.shape[1], part.down_form, index)
     return out * np.float32(part.multipliers(config)[1]) if part.multipliers else out
+
+
+def _situ(gate: Array, up: Array, bound: float, bound_of_up: float) -> Array:
+    """SiTU's product of gate and up (see `FeedForward`)."""
+    gate = softcapped(gate, bound) * sigmoid(gate)
+    gate *= softcapped(up, bound_of_up or None)
+    return gate
 
 
 def _activation(part: FeedForward, layer: Layer) -> Callable[[Array], Array]:
@@ -86,7 +97,8 @@ def mixture(part: Experts, layer: Layer, x: Array, routed: Array, tokens: Sequen
     """
     chosen, share = route(part, layer, routed, tokens)
     xp = namespace(x)
-    out: Array = xp.zeros_like(x)
+    read = to_experts(part, layer, x)
+    out: Array = xp.zeros_like(read)
     for expert in range(expert_count(part, layer)):
         rows, slots = xp.where(chosen == expert)
         if not len(rows):
@@ -94,11 +106,32 @@ def mixture(part: Experts, layer: Layer, x: Array, routed: Array, tokens: Sequen
         one, index = expert_part(part, layer, expert)
         weights = share[rows, slots][:, None]
         if part.weighted_input:
-            out[rows] += feed_forward(one, layer, x[rows] * weights, index)
+            out[rows] += feed_forward(one, layer, read[rows] * weights, index)
         else:
-            out[rows] += feed_forward(one, layer, x[rows], index) * weights
+            out[rows] += feed_forward(one, layer, read[rows], index) * weights
+    out = from_experts(part, layer, out)
     from_shared = shared(part, layer, x)
     return out if from_shared is None else out + from_shared
+
+
+def to_experts(part: Experts, layer: Layer, x: Array) -> Array:
+    """What routed experts read: x (n, hidden), or its latent (n, width)."""
+    width = latent_width(part, layer)
+    return layer.weights.linear(f"{layer.at}{part.latent.down}", x, width) if part.latent and width else x
+
+
+def from_experts(part: Experts, layer: Layer, summed: Array) -> Array:
+    """The sum over the routed experts, from the latent to (n, hidden)."""
+    if part.latent is None or not latent_width(part, layer):
+        return summed
+    if part.latent.has_norm(layer.config):
+        summed = layer.norm(layer.at + part.latent.norm, summed, _PLAIN)
+    return layer.weights.linear(layer.at + part.latent.up, summed, int(layer.config["hidden_size"]))
+
+
+def latent_width(part: Experts, layer: Layer) -> int:
+    """Elements of what routed experts read in place of the hidden states, or 0."""
+    return part.latent.width(layer.config) if part.latent else 0
 
 
 def shared(part: Experts, layer: Layer, x: Array) -> Array | None:

@@ -1,11 +1,12 @@
 """The linears of a layer's feed-forward: dense, a mixture of experts, or RWKV's channel mix."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from quantkit.forward.config_keys import given
 from quantkit.forward.description import Experts, FeedForward
 from quantkit.forward.layer_parts import LayerNames, Part, rows
-from quantkit.forward.linears import Input, Linear, RowFold
+from quantkit.forward.linears import AFTER_EXPERTS, Input, Linear, NormFold, RowFold
 from quantkit.forward.mixers import ChannelMix
 
 
@@ -29,7 +30,7 @@ def feed_forward(
     down = Linear(at + part.down, inner, layer.hidden, part.down_form, index)
     inputs = (Input(key, readers, expert), Input(down_key, (down,), expert))
     # Up is linear only as a factor of the gate: without a gate it enters the activation, clamped it is limited.
-    is_linear = (part.fused or part.gate) and not (part.clamped or part.limit_before)
+    is_linear = (part.fused or part.gate) and not (part.clamped or part.limit_before or part.situ)
     folds = (RowFold(readers[-1], _rows_of_up(part, inner), down_key),) if is_linear else ()
     return Part(inputs, folds, (key,))
 
@@ -56,7 +57,9 @@ def mixture(part: Experts, layer: LayerNames) -> Part:
     """The router, each expert, and the shared expert with its gate."""
     count = int(given(layer.config, *part.count))
     readers = [Linear(layer.at + part.router, layer.hidden, count, part.router_form, kept=True)]
-    experts = list(_experts(part, layer, count))
+    latent = part.latent.width(layer.config) if part.latent else 0
+    within = replace(layer, config={**layer.config, "hidden_size": latent}) if latent else layer
+    experts = list(_experts(part, within, count))
     after: list[Input] = []
     folds = [fold for expert in experts for fold in expert.folds]
     if part.shared and part.shared.inner(layer.config):
@@ -66,13 +69,18 @@ def mixture(part: Experts, layer: LayerNames) -> Part:
             readers.append(Linear(layer.at + part.shared_gate, layer.hidden, 1, kept=True))
         after += always.inputs[1:]
         folds += always.folds
+    if part.latent and latent:
+        readers.append(Linear(layer.at + part.latent.down, layer.hidden, latent))
+        after.insert(0, Input(AFTER_EXPERTS, (Linear(layer.at + part.latent.up, latent, layer.hidden),)))
+        if part.latent.has_norm(layer.config):
+            folds.append(NormFold(layer.at + part.latent.norm, 0.0, (AFTER_EXPERTS,)))
     key = "router" if part.beside else "feed"
     inputs = (
         Input(key, tuple(readers)),
         *(expert_input for expert in experts for expert_input in expert.inputs),
         *after,
     )
-    of_experts = tuple(key for expert in experts for key in expert.fed)
+    of_experts = () if latent else tuple(key for expert in experts for key in expert.fed)
     return Part(inputs, tuple(folds), of_experts if part.beside else ("feed", *of_experts))
 
 

@@ -37,7 +37,7 @@ def kimi_delta(part: KimiDelta, layer: Layer, x: Array) -> Array:
     queries *= width**-0.5
     log_decay = _log_decay(part, layer, _through(part.forget, layer, at, x, width, inner))
     beta = sigmoid(weights.linear(at + part.beta, x, heads))
-    out = _recurrent(queries, keys, values, log_decay, beta)
+    out = recurrent(queries, keys, values, log_decay, beta)
     out = layer.norm(at + part.norm, out, _PLAIN)
     out *= sigmoid(_through(part.gate, layer, at, x, width, inner)).reshape(out.shape)
     return weights.linear(at + part.out, out.reshape(n, -1), x.shape[1])
@@ -59,7 +59,7 @@ def _log_decay(part: KimiDelta, layer: Layer, forget: Array) -> Array:
     return -rate * softplus(shifted) if bound is None else sigmoid(rate * shifted) * bound
 
 
-def _recurrent(queries: Array, keys: Array, values: Array, log_decay: Array, beta: Array) -> Array:
+def recurrent(queries: Array, keys: Array, values: Array, log_decay: Array, beta: Array) -> Array:
     """The output (n, heads, width) of queries, keys, values and decays of that shape; `beta` is (n, heads)."""
     n, heads, width = values.shape
     xp, where = namespace(values), device(values)

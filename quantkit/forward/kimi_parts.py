@@ -1,4 +1,4 @@
-"""Parts of Kimi's models as data: Kimi Delta Attention in place of attention."""
+"""Parts of Kimi's models as data: Kimi Delta Attention, attention over earlier states, experts within a latent."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -41,3 +41,39 @@ class KimiDelta:
     heads: Callable[[Config], int] = lambda config: int(config["linear_attn_config"]["num_heads"])
     width: Callable[[Config], int] = lambda config: int(config["linear_attn_config"]["head_dim"])
     bound: Callable[[Config], float | None] = lambda _: None
+
+
+@dataclass(frozen=True)
+class ResidualAttention:
+    """Attention of each part of a layer over the hidden states of earlier layers (Kimi K3, see `residual_attention`).
+
+    Attributes:
+        block: layers from one stored state to the next.
+        before_attention, before_feed, before_head: names of a norm and a linear with one row; the product of their
+            weights scores the states.
+    """
+
+    block: Callable[[Config], int] = lambda config: int(config["attn_res_block_size"])
+    before_attention: tuple[str, str] = ("self_attention_res_norm", "self_attention_res_proj")
+    before_feed: tuple[str, str] = ("mlp_res_norm", "mlp_res_proj")
+    before_head: tuple[str, str] = ("output_attn_res_norm", "output_attn_res_proj")
+
+    def states(self, config: Config, layer: int) -> int:
+        """The number of states that layers before `layer` have stored."""
+        return -(-layer // self.block(config))
+
+
+@dataclass(frozen=True)
+class Latent:
+    """What routed experts read in place of the hidden states: up(norm(experts(down(x)))).
+
+    Attributes:
+        width: elements of the latent, or 0 if experts read the hidden states.
+        has_norm: whether the sum over the experts has a norm.
+    """
+
+    width: Callable[[Config], int]
+    has_norm: Callable[[Config], bool]
+    down: str
+    up: str
+    norm: str

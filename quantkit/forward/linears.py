@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from quantkit.forward.parts import Form
 
 PLAIN = Form()
+AFTER_EXPERTS = "experts.up"
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class Input:
     `router`. Mamba beside attention has `mamba.out`, Mamba 1 has `mamba.selection` and `mamba.steps`; RWKV has one for
     each linear. DeepSeek-V4 has `attention.group.G` for the linear of each group of heads, and `streams.attention` and
     `streams.feed` for the coefficients of its streams. Per-layer embeddings have `layer_input` and `layer_input.out`.
+    The linear back from a latent of routed experts reads `AFTER_EXPERTS`, known when all experts have run.
     """
 
     key: str

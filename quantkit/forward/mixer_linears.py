@@ -106,6 +106,8 @@ def _latent(part: Attention, layer: LayerNames) -> Part:
     out = Linear(at + part.out, heads * value, hidden, part.form)
     first = Linear(at + "q_a_proj", hidden, short) if short else Linear(at + "q_proj", hidden, n_queries)
     readers, of_queries = _indexer(part.indexer, layer, at, short)
+    if part.gate:
+        readers += (Linear(at + part.gate, hidden, part.gate_width(config, heads), part.form),)
     inputs = [Input("attention", (first, joint, *readers))]
     norms = []
     if short:

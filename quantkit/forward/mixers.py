@@ -146,7 +146,7 @@ class Attention:
 
     def gate_width(self, config: Config, heads: int) -> int:
         """Rows of the separate linear for the gate."""
-        return heads if self.gate_per_head(config) else heads * head_dim(config)
+        return heads if self.gate_per_head(config) else heads * self.value_width(config)
 
 
 @dataclass(frozen=True)

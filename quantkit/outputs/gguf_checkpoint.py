@@ -129,7 +129,8 @@ def _stored_rows(
         takes = [part.take for part in tensor.parts]
         vector = len(tensor.shape) == 1
         turned = any(take.transposed or (take.columns is not None and not vector) for take in takes)
-        if tensor.adjust or tensor.factors or tensor.cut_shape or tensor.is_mxfp4 or turned:
+        computed = tensor.adjust or tensor.factors or tensor.cut_shape or tensor.is_product
+        if computed or tensor.is_mxfp4 or turned:
             raise UnsupportedError(
                 f"tensor {tensor.name} of {where} was computed from the checkpoint's, which cannot be undone; convert"
                 " the original checkpoint"

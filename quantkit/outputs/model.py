@@ -258,13 +258,13 @@ def describe(tensor: MappedTensor, checkpoint: Checkpoint) -> ModelTensor:
         kind,
         tensor.row_step,
         source,
-        tuple(dict.fromkeys(part.source for part in tensor.parts)),
+        tuple(dict.fromkeys(name for part in tensor.parts for name in (part.source, part.times) if name)),
     )
 
 
 def _is_computed(tensor: MappedTensor) -> bool:
     """Whether the values differ from the checkpoint's; they are then computed in float32."""
-    return tensor.adjust is not None or bool(tensor.factors)
+    return tensor.adjust is not None or bool(tensor.factors) or tensor.is_product
 
 
 def _stays_f32(name: str, shape: Sequence[int]) -> bool:

@@ -143,6 +143,8 @@ def mla(d: Drawing, x: Tensor, layer: Layer) -> Tensor:
         q = turned(q)
         k = fresh((head, n_head, n), k_nope, fresh((rope, n_head, n), k_rope))
         out = _attend(d, layer, _Heads(q, k, v))
+    if layer.has("attn_gate.weight"):
+        out = same(out, same(d.linear(layer, "attn_gate", x)))
     return d.linear(layer, "attn_output", out)
 
 

@@ -12,10 +12,13 @@ def feed_forward(d: Drawing, x: Tensor, layer: Layer) -> Tensor:
     """The feed-forward of a layer: dense, or routed experts with shared ones."""
     if not layer.has("ffn_down_exps.weight"):
         return _dense_ffn(d, x, layer)
-    routed = d.linear(layer, "ffn_latent_down", x) if layer.has("ffn_latent_down.weight") else x
+    latent = next((name for name in ("ffn_latent", "ffn_routed") if layer.has(f"{name}_down.weight")), None)
+    routed = d.linear(layer, f"{latent}_down", x) if latent else x
     out = _experts(d, routed, layer, d.linear(layer, "ffn_gate_inp", x))
-    if layer.has("ffn_latent_up.weight"):
-        out = d.linear(layer, "ffn_latent_up", out)
+    if layer.has("ffn_routed_norm.weight"):
+        out = d.norm(out, "ffn_routed_norm", layer.tensors)
+    if latent:
+        out = d.linear(layer, f"{latent}_up", out)
     if layer.has("ffn_down_shexp.weight"):
         shared = _dense_ffn(d, x, layer, "_shexp")
         if layer.has("ffn_gate_inp_shexp.weight"):
@@ -31,12 +34,22 @@ def _dense_ffn(d: Drawing, x: Tensor, layer: Layer, suffix: str = "") -> Tensor:
     if layer.has(f"ffn_gate{suffix}.weight"):
         gate = d.linear(layer, "ffn_gate" + suffix, x)
         # the gate is the first operand, but is computed after the up projection
-        hidden = fresh(gate.shape, gate, up)
+        hidden = _situ(d, gate, up) if _has_situ(d) else fresh(gate.shape, gate, up)
     elif up.shape[0] == 2 * layer.tensors[f"ffn_down{suffix}.weight"][-1]:
         hidden = fresh((up.shape[0] // 2, d.n), up)
     else:
         hidden = same(up)
     return d.linear(layer, "ffn_down" + suffix, hidden)
+
+
+def _has_situ(d: Drawing) -> bool:
+    return d.shape.keys.get("activation.situ_beta") is not None
+
+
+def _situ(d: Drawing, gate: Tensor, up: Tensor) -> Tensor:
+    """SiTU's product of gate and up, in single operations."""
+    gate = same(same(same(same(gate))), same(gate))
+    return same(gate, same(same(same(up))) if d.shape.number("activation.situ_linear_beta") > 0 else up)
 
 
 def experts_beside_dense(d: Drawing, x: Tensor, layer: Layer) -> Tensor:
@@ -87,7 +100,7 @@ def _experts(d: Drawing, x: Tensor, layer: Layer, logits: Tensor) -> Tensor:
         up = _expert_linear(d, "ffn_up_exps", layer, inner, x, ids)
         if layer.has("ffn_gate_exps.weight"):
             gate = _expert_linear(d, "ffn_gate_exps", layer, inner, x, ids)
-            hidden = fresh((inner, used, n), gate, up)
+            hidden = _situ(d, gate, up) if _has_situ(d) else fresh((inner, used, n), gate, up)
         else:
             hidden = same(up)
     down = _expert_linear(d, "ffn_down_exps", layer, n_embd, hidden, ids)

@@ -20,6 +20,7 @@ from quantkit.planning.feed_forward import experts_beside_dense, feed_forward
 from quantkit.planning.kimi_delta import kimi_delta
 from quantkit.planning.layer_inputs import layer_inputs, with_layer_input
 from quantkit.planning.recurrent import mamba, mamba2
+from quantkit.planning.residual_attention import residual_layers
 from quantkit.planning.shape import Layer, ModelShape
 from quantkit.planning.short_convolution import short_convolution
 from quantkit.planning.tensors import Graph, Tensor, fresh, leaf, matmul, same
@@ -39,6 +40,9 @@ def prompt_graph(shape: ModelShape, context: Context, layers: Sequence[int] | No
         d.layer_inputs = layer_inputs(d, x)
     if "dec.output_norm.weight" in shape.tensors:
         return _ended(d, d.norm(decoder_layers(d, x), "dec.output_norm", shape.tensors))
+    if "output_res_score.weight" in shape.tensors:
+        x = residual_layers(d, x, range(len(shape.trunk)) if layers is None else layers)
+        return _ended(d, d.norm(x, shape.traits.last_norm, shape.tensors))
     has_streams = "altup_proj.weight" in shape.tensors
     x = spread(d, x) if has_streams else x
     draw_layer: Callable[[Drawing, Tensor, Layer, int], Tensor] = altup_layer if has_streams else _decoder_layer
@@ -86,8 +90,8 @@ def telling_layers(shape: ModelShape, kinds: Sequence[Hashable]) -> list[int]:
 
     `kinds`: device placement per layer; layers of different kinds are not equal.
     """
-    if shape.index_width:
-        # each layer has its own mask of zeros, allocated from the start
+    if shape.index_width or "output_res_score.weight" in shape.tensors:
+        # each layer has its own mask of zeros, allocated from the start, or reads the states of all before it
         return list(range(len(shape.trunk)))
     chosen, run = [], 0
     before: Hashable = None

@@ -17,12 +17,12 @@ from quantkit.errors import CalibrationError
 from quantkit.families.base.native import Source
 from quantkit.forward.allocator import keep_freed_memory
 from quantkit.forward.arrays import Array, device, fetch, namespace, place
+from quantkit.forward.decoder_layer import DecoderLayer
 from quantkit.forward.devices import release_freed_memory as release_device_memory
 from quantkit.forward.feed_forward import expert_count, expert_part, feed_forward, shared
-from quantkit.forward.forward import DecoderLayer
 from quantkit.forward.layer import Context
 from quantkit.forward.layer_linears import layer_linears
-from quantkit.forward.linears import LayerLinears
+from quantkit.forward.linears import AFTER_EXPERTS, LayerLinears
 from quantkit.machine import release_freed_memory
 from quantkit.stream.layer import InputReachedError, LayerWeights, keys_of, names_outside_experts, stored_names
 from quantkit.stream.on_device import ReadAhead, layer_weights, open_states, statistics_of
@@ -77,9 +77,9 @@ class Stream:
         shape, hold = (len(tokens), tokens.shape[1]), options.hold_states
         self.states = open_states(folder, *shape, self.decoder.width, options.device, hold=hold)
         # inputs and outputs of experts; streams side by side are wider than these
-        narrow = self.decoder.hidden < self.decoder.width
+        narrow = self.decoder.fed_width < self.decoder.width
         self.fed_states = (
-            open_states(folder, *shape, self.decoder.hidden, options.device, hold=hold) if narrow else self.states
+            open_states(folder, *shape, self.decoder.fed_width, options.device, hold=hold) if narrow else self.states
         )
         ahead = options.device is not None
         self.reader = ReadAhead(self._load, self._names, self.decoder.n_layers, ahead=ahead)
@@ -112,7 +112,9 @@ class Stream:
         Raises CalibrationError with the layer's name when a hidden state is not finite.
         """
         linears = self.linears(number)
-        dense = tuple(entry for entry in linears.inputs if entry.expert is None and watcher)
+        late = tuple(entry for entry in linears.inputs if entry.key == AFTER_EXPERTS and watcher)
+        first = replace(linears, inputs=tuple(entry for entry in linears.inputs if entry not in late))
+        dense = tuple(entry for entry in first.inputs if entry.expert is None and watcher)
         tensors = self.reader.layer(number)
         weights = self.weights(tensors, keys_of(dense), halves=bool(watcher))
         layer = self.decoder.layer(number, weights)
@@ -131,13 +133,19 @@ class Stream:
             return
         routes = self.up_to_experts(number, weights, statistics)
         release_device_memory(self.options.device)
-        quantized = watcher.dense(linears, tensors, statistics) if watcher else tensors
+        quantized = watcher.dense(first, tensors, statistics) if watcher else tensors
         if self.options.propagate:
             weights = self.weights(quantized, {})
             routes = self.up_to_experts(number, weights, {})
         for expert in range(expert_count(layer.experts, layer.layer)):
             if watcher or (routes.chosen == expert).any():
                 self._one_expert(number, linears, expert, routes, watcher)
+        if watcher and late:
+            tapped = self.weights(quantized if self.options.propagate else tensors, keys_of(late), halves=True)
+            statistics = statistics_of(late, tapped, self.options.device, gram=self.options.gram)
+            self._after_experts(number, tapped, statistics)
+            quantized = watcher.dense(replace(linears, inputs=late, folds=()), tensors, statistics)
+            weights = self.weights(quantized, {}) if self.options.propagate else weights
         self.join_experts(number, weights)
         self.states.save(states_file(number + 1))
         self.states.wait()
@@ -190,9 +198,9 @@ class Stream:
             routes, fed = self._before_experts(layer, middle, normed, context, beside=bool(statistics))
             chosen[sample], share[sample] = map(fetch, routes)
             self.states.write("middle", sample, middle)
-            self.fed_states.write("seen", sample, normed)
-            none = np.zeros(normed.shape, np.float32)
-            self.fed_states.write(self._fed_file(number), sample, none if fed is None else fed)
+            seen, begun = layer.before_experts(normed, fed)
+            self.fed_states.write("seen", sample, seen)
+            self.fed_states.write(self._fed_file(number), sample, begun)
             return tap.inputs
 
         self._gather(one, statistics)
@@ -274,7 +282,7 @@ class Stream:
                 part, first = answers[first : first + len(rows)], first + len(rows)
                 if add and len(rows):
                     fed = self._read_fed(self._fed_file(expert.layer), sample)
-                    fed[rows] += part if weighted_input else part * place(factors, device(part))
+                    fed[rows, : part.shape[1]] += part if weighted_input else part * place(factors, device(part))
                     self.fed_states.write(self._fed_file(expert.layer), sample, fed)
         extra = [x[expert.extra[sample]] for x, sample in zip(states, samples, strict=True) if sample in expert.extra]
         if extra:
@@ -285,14 +293,24 @@ class Stream:
         layer = self.decoder.layer(expert.layer, tap)
         assert layer.experts is not None
         part, index = expert_part(layer.experts, layer.layer, expert.number)
-        return feed_forward(part, layer.layer, x, index)
+        return feed_forward(part, layer.layer, x[:, : layer.expert_width], index)
+
+    def _after_experts(self, number: int, weights: LayerWeights, statistics: Mapping[str, Statistics]) -> None:
+        """Sum the statistics of what the linear back from a latent reads, without a change of the states."""
+
+        def one(sample: int) -> dict[str, Array]:
+            tap = weights.tapped()
+            self.decoder.layer(number, tap).after_experts(self._read_fed(self._fed_file(number), sample))
+            return tap.inputs
+
+        self._gather(one, statistics)
 
     def join_experts(self, number: int, weights: LayerWeights) -> None:
         """Write the input states of the next layer from the outputs of the experts, which they hold so far."""
 
         def one(sample: int) -> None:
             layer = self.decoder.layer(number, weights)
-            fed = self._read_fed(self._fed_file(number), sample)
+            fed = layer.after_experts(self._read_fed(self._fed_file(number), sample))
             x = layer.join(self._read("middle", sample), fed, self.decoder.context(self.tokens[sample].tolist()))
             self._check_finite(x, self.decoder.at(number), sample)
             self.states.write(states_file(number + 1), sample, x)

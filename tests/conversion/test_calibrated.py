@@ -50,6 +50,7 @@ UNPACKED = {"falcon-mamba", "jamba", "mamba", "mamba-silent-rank", "mamba2", "ma
 UNPACKED |= {"jais", "jais-13b", "laguna", "laguna-plain", "muse-glimmer", "muse-glimmer-plain", "phimoe"}
 UNPACKED |= {
     "bamba",
+    "kimi-k3",
     "kimi-linear",
     "lfm2-colbert",
     "minimax-m3",

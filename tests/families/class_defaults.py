@@ -64,6 +64,7 @@ NO_CLASS: dict[str, tuple[str, ...]] = {
         "JinaBertForMaskedLM",
         "JinaBertModel",
         "KORMoForCausalLM",
+        "KimiK3ForConditionalGeneration",
         "Lfm2BidirectionalForMaskedLM",
         "Lfm2BidirectionalModel",
         "LlamaBidirectionalModel",

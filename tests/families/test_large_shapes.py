@@ -86,6 +86,8 @@ def source(family: Family, sizes: Hyperparameters, *, packed: bool) -> dict[str,
                     shapes[name] = Shaped(shape)
             if rule.scales:
                 shapes[rule.scales.format(layer=layer)] = Shaped(shape[:-1])
+            if rule.times:
+                shapes[rule.times.format(layer=layer)] = Shaped((1, *shape))
     return shapes
 
 

@@ -8,6 +8,7 @@ For each case FOLDER/CASE gets the checkpoint in f32 as it would be published, i
 tests/families/expected.py calls this.
 """
 
+import importlib
 import json
 import math
 import sys
@@ -74,9 +75,8 @@ def of_encoder(model: Any) -> tuple[np.ndarray, list[float] | None]:
 def build(case: Case) -> tuple[dict[str, Any], dict[str, np.ndarray], np.ndarray, dict[str, Any]]:
     """config.json and tensors of the case's model as published, its logits, and the native config and shapes."""
     if case.reference:
-        from tests.families import with_rwkv
-
-        return getattr(with_rwkv, case.reference)(case)  # type: ignore[no-any-return]
+        module = importlib.import_module("tests.families.with_kimi" if case.newest else "tests.families.with_rwkv")
+        return getattr(module, case.reference)(case)  # type: ignore[no-any-return]
     if case.newest:
         return build_newest(case)
     from transformers.modeling_utils import no_init_weights

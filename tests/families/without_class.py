@@ -39,6 +39,37 @@ NEMOTRON_NAS = {
 }
 
 
+def kimi_k3(experts: int) -> dict[str, Any]:
+    """Kimi K3 with some of its 896 experts, whose number changes no type."""
+    known = expected("kimi-k3").config
+    full = [*range(4, 93, 4), 93]
+    nested = {
+        **known["text_config"]["linear_attn_config"],
+        "full_attn_layers": full,
+        "head_dim": 128,
+        "kda_layers": sorted(set(range(1, 94)) - set(full)),
+        "num_heads": 96,
+    }
+    text = {
+        **known["text_config"],
+        **sizes(7168, 33792, 93, 96),
+        "attn_res_block_size": 12,
+        "kv_lora_rank": 512,
+        "q_lora_rank": 1536,
+        "vocab_size": 163840,
+        "qk_nope_head_dim": 128,
+        "qk_rope_head_dim": 64,
+        "v_head_dim": 128,
+        "num_key_value_heads": 96,
+        "moe_intermediate_size": 3072,
+        "routed_expert_hidden_size": 3584,
+        "num_experts": experts,
+        "num_experts_per_token": 16,
+        "linear_attn_config": nested,
+    }
+    return {**known, "text_config": text}
+
+
 def sizes(hidden: int, ffn: int, layers: int, heads: int) -> dict[str, int]:
     """The widths and numbers that most models state."""
     return {"hidden_size": hidden, "intermediate_size": ffn, "num_hidden_layers": layers, "num_attention_heads": heads}
@@ -163,6 +194,7 @@ WITHOUT_CLASS = {
         num_experts_per_tok=6,
         vocab_size=262144,
     ),
+    "Kimi K3": kimi_k3(32),
     "Step 3.5 Flash": of_size(
         *("step3.5", 4096, 11264, 45, 64),
         attention_other_setting={"num_attention_heads": 96, "num_attention_groups": 8, "head_dim": 128},

@@ -31,9 +31,11 @@ from tests.helpers.peer import REPOSITORY, peer_converter
 
 # A dense model; a mixture; one with a gated shared expert and fused experts; latent attention, a first dense layer and
 # shared experts; turned matrices; parallel layers of one norm; layers that use keys and values of an earlier one, and
-# per-layer embeddings; experts beside the feed-forward.
+# per-layer embeddings; experts beside the feed-forward; linear attention and experts within a latent.
 MODELS = ["gemma2", "mixtral", "qwen2moe-fused-no-biases", "deepseek-v2-lite", "gpt2", "falcon-7b"]
-MODELS += ["gemma4", "gemma4-experts"]
+MODELS += ["gemma4", "gemma4-experts", "kimi-k3"]
+# Norms and delta rules make the order of float32 sums count for more than elsewhere (2e-5).
+DRIFT = {"kimi-k3": 1e-3}
 MIXTURES = ["mixtral", "qwen2moe-fused-no-biases", "deepseek-v2-lite"]
 SHAPE = (5, 18)
 
@@ -98,11 +100,11 @@ def together(pieces: list[np.ndarray], width: int) -> np.ndarray:
     return np.concatenate([np.zeros((0, width)), *pieces])
 
 
-def assert_gram(actual: np.ndarray, x: np.ndarray) -> None:
+def assert_gram(actual: np.ndarray, x: np.ndarray, drift: float = 2e-5) -> None:
     """Within float32's rounding of a sum, relative to the lengths of the two columns."""
     expected = x.T @ x
     lengths = np.sqrt(np.diagonal(expected)) + 1e-9
-    assert (np.abs(actual - expected) <= 2e-5 * np.outer(lengths, lengths) + 1e-12).all()
+    assert (np.abs(actual - expected) <= drift * np.outer(lengths, lengths) + 1e-12).all()
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -114,7 +116,7 @@ def test_gram_matrices_and_squares_are_those_of_the_forwards_own_inputs(
         native = Native(checkpoint)
         kept, layers, _ = streamed(native, tmp_path / "work")
         inputs = traced(native, monkeypatch)
-    compared = 0
+    compared, drift = 0, DRIFT.get(name, 2e-5)
     for layer in layers:
         assert kept.statistics[layer.number].keys() == {group.key for group in layer.inputs}
         for group in layer.inputs:
@@ -122,8 +124,8 @@ def test_gram_matrices_and_squares_are_those_of_the_forwards_own_inputs(
             for linear in group.linears:
                 x = together(inputs[linear.name, linear.index or 0], group.width)
                 assert sums.gram is not None
-                assert_gram(sums.gram, x)
-                np.testing.assert_allclose(sums.squares, (x * x).sum(axis=0), rtol=2e-5, atol=1e-9)
+                assert_gram(sums.gram, x, drift)
+                np.testing.assert_allclose(sums.squares, (x * x).sum(axis=0), rtol=drift, atol=1e-9)
                 assert (sums.tokens, sums.gram_tokens) == (len(x), len(x))
                 compared += 1
     assert compared >= 4 * len(layers)
@@ -139,7 +141,7 @@ def test_the_last_states_are_those_of_the_plain_forward(name: str, tmp_path: Pat
             x, context = decoder.embed(tokens.tolist()), decoder.context(tokens.tolist())
             for number in range(len(layers)):
                 x = decoder.layer(number)(x, context)
-            np.testing.assert_allclose(last[sample], x, rtol=0, atol=2e-5 * np.abs(x).max())
+            np.testing.assert_allclose(last[sample], x, rtol=0, atol=DRIFT.get(name, 2e-5) * np.abs(x).max())
 
 
 @pytest.mark.parametrize("name", MIXTURES)

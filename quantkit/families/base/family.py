@@ -55,6 +55,7 @@ class Rule:
     with the placeholders of the source.
     Then `shape` is (..., blocks of a row, 16 bytes), and a block gives 32 values of a target row. `reshaped` names the
     dimensions of the target where they differ from those of the source or the cut; the elements keep their order.
+    `times` names a second tensor of as many elements: the target is the product, in float32.
 
     `draft`: the tensor belongs to the layers that predict a later token (multi-token prediction). `{draft}` in its
     source counts them from 0; `{layer}` in its target goes on after the model's own layers.
@@ -76,6 +77,7 @@ class Rule:
     reshaped: tuple[str, ...] | None = None
     draft: bool = False
     parts: tuple[str, ...] = ()
+    times: str | None = None
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,15 @@ _WHOLE = Take()
 
 @dataclass(frozen=True)
 class Part:
-    """A source tensor and the matrix to cut from it. `scales`: the tensor with the scales of its MXFP4 blocks."""
+    """A source tensor and the matrix to cut from it. `scales`: the tensor with the scales of its MXFP4 blocks.
+
+    `times`: a tensor of one row whose elements multiply those of the source, a vector, in float32.
+    """
 
     source: str
     take: Take = _WHOLE
     scales: str | None = None
+    times: str | None = None
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,11 @@ class MappedTensor:
     def part_rows(self) -> int:
         """Rows of each part."""
         return int(np.prod(self.shape[:-1], dtype=np.int64)) // max(len(self.parts), 1)
+
+    @property
+    def is_product(self) -> bool:
+        """Whether two tensors are multiplied."""
+        return bool(self.parts) and self.parts[0].times is not None
 
     @property
     def is_mxfp4(self) -> bool:

@@ -233,7 +233,24 @@ class _Mapper:
             self.used.update(scales)
             shape = (*shape[:-2], shape[-2] * MXFP4_BLOCK)
         stored_scales: list[str] | list[None] = [self.names[name] for name in scales] or [None] * len(names)
-        return self._cut(rule, zip([self.names[name] for name in names], stored_scales, strict=True), shape, layer)
+        tensor = self._cut(rule, zip([self.names[name] for name in names], stored_scales, strict=True), shape, layer)
+        if rule.times is None:
+            return tensor
+        times = self._factor(rule.times.format(layer=layer), names[0], shape)
+        return replace(tensor, parts=tuple(replace(part, times=times) for part in tensor.parts))
+
+    def _factor(self, name: str, of: str, shape: tuple[int, ...]) -> str:
+        """The checkpoint's name of the tensor `name`, which multiplies the vector `of`."""
+        if name not in self.names:
+            raise CheckpointError(f"tensor {name} is missing from the checkpoint; without it {of} cannot be used")
+        actual = tuple(self.tensors[self.names[name]].shape)
+        if actual not in (shape, (1, *shape)):
+            raise CheckpointError(
+                f"tensor {name} has shape {list(actual)}, but it multiplies {of} of shape {list(shape)}; download the"
+                " checkpoint again"
+            )
+        self.used.add(name)
+        return self.names[name]
 
     def _cut(
         self, rule: Rule, sources: Iterable[tuple[str, str | None]], shape: tuple[int, ...], layer: int | None

@@ -35,6 +35,8 @@ def read_mapped(read_rows: ReadRows, tensor: MappedTensor, start: int, stop: int
         read = _packed(read_rows, part, tensor.shape[-1] // MXFP4_BLOCK) if part.scales else _plain(read_rows, part)
         pieces.append(_cut(read, part, max(start - index * rows, 0), min(stop - index * rows, rows)))
     values = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+    if (times := tensor.parts[0].times) is not None:
+        values = values.astype(np.float32) * read_rows(times, 0, 1).astype(np.float32)
     for factor in tensor.factors:
         by_row = factor[start:stop, None] if isinstance(factor, np.ndarray) else np.float32(factor)
         values = values.astype(np.float32) * by_row
