@@ -115,6 +115,9 @@ def test_sums_and_counts_are_those_that_llama_imatrix_gathers(name: str, tmp_pat
     if "gemma3n" in name:
         # llama.cpp's standard deviation of a row of gates has one value fewer below it
         allowed = 1e-2
+    if "minimax-m3" in name:
+        # llama.cpp chooses blocks with flash attention only, which rounds to half precision
+        allowed = 5e-2
     for tensor in sums:
         if not tensor.endswith(BY_HEAD):  # there: latent vectors as attention has mixed them, here: one by one
             assert difference(sums[tensor], theirs[tensor]) < allowed, tensor
