@@ -376,7 +376,7 @@ FORWARD = Architecture(
         ),
     ),
     head="head",
-    unpacked=lambda _: "loaders of AWQ and GPTQ folders do not read the stacked linears of DeepSeek-V4's attention",
+    unpacked=lambda _: "transformers stacks DeepSeek-V4's experts in one tensor",
     not_mlx="mlx-lm has not been compared with it",
 )
 

@@ -158,7 +158,7 @@ def plan_folder_of(native: Native, layers: Sequence[LayerLinears], request: Fold
     stacked = next((linear for linear in linears if linear.index is not None), None)
     if stacked is not None:
         raise UnsupportedError(
-            f"{stacked.name} contains all experts of a layer in one tensor, which no loader of {label} reads;"
+            f"{stacked.name} contains several matrices of a layer in one tensor, which no loader of {label} reads;"
             " convert this model to GGUF"
         )
     stacks = _stacks(native, layers, label) if folder_format.for_mlx else {}
