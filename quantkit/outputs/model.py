@@ -294,7 +294,7 @@ def widen(rows: NDArray[np.generic], tensor: ModelTensor) -> NDArray[np.float32]
     """Source rows as float32 (n, n_columns): exact for floats, dequantized for a quantized source."""
     if rows.dtype == np.float32:
         return np.ascontiguousarray(rows, dtype=np.float32)
-    if rows.dtype == np.int32:
+    if rows.dtype in _INTEGERS:
         return rows.astype(np.float32)
     kind = GGMLQuantizationType.BF16 if rows.dtype.name == "bfloat16" else GGMLQuantizationType.F16
     if rows.dtype == np.uint8:

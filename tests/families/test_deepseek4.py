@@ -14,6 +14,7 @@ from quantkit.checkpoint import open_checkpoint
 from quantkit.errors import CheckpointError, QuantkitError, UnsupportedError
 from quantkit.families import find_family, map_tensors
 from quantkit.families.base.native import Native
+from quantkit.outputs.model import ModelTensor, widen
 from tests.families.expected import DTYPES, expected, tensor_hash
 from tests.families.models import TOKENS, all_cases, native_weights, write_tokenizer
 from tests.families.models.deepseek4 import BASE
@@ -70,6 +71,7 @@ def test_published_types_keep_their_values(tmp_path: Path) -> None:
         for name, matrix in values.items():
             assert np.array_equal(checkpoint.read_rows(name, 0, len(matrix)), matrix), name
         logits = Native(checkpoint).decoder.run(TOKENS)
+        chosen = checkpoint.read_rows("layers.0.ffn.gate.tid2eid", 0, BASE["vocab_size"])
     assert logits.std() > 0.5
     known = expected("deepseek-v4").tensors
     assert known is not None
@@ -87,6 +89,10 @@ def test_published_types_keep_their_values(tmp_path: Path) -> None:
         assert tensor_hash(tensors[name].data) == known[name][2]
     table = tensors["blk.0.ffn_gate_tid2eid.weight"]
     assert table.tensor_type == gguf.GGMLQuantizationType.I32
+    assert chosen.dtype == np.int64 and np.array_equal(table.data, chosen)
+    # `measure` compares the source's tensors with those of a file in floats
+    described = ModelTensor("blk.0.ffn_gate_tid2eid.weight", chosen.shape, table.tensor_type, 1, "tid2eid")
+    assert np.array_equal(widen(chosen, described), chosen.astype(np.float32))
 
 
 @pytest.mark.parametrize(
