@@ -59,8 +59,8 @@ def test_a_source_of_any_alignment_gives_the_same_tensors(source: Path, tmp_path
 
 
 def test_a_tensor_of_integers_is_refused_in_a_sentence(source: Path, tmp_path: Path) -> None:
-    odd = rewritten(source, tmp_path / "odd.gguf", extra=np.zeros((4, 32), np.int32))
-    with pytest.raises(UnsupportedError, match=r"ffn_gate_tid2eid\.weight of odd\.gguf is I32"):
+    odd = rewritten(source, tmp_path / "odd.gguf", extra=np.zeros((4, 32), np.int16))
+    with pytest.raises(UnsupportedError, match=r"ffn_gate_tid2eid\.weight of odd\.gguf is I16"):
         model_from_gguf(odd)
 
 

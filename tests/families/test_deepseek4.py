@@ -15,9 +15,10 @@ from quantkit.errors import CheckpointError, QuantkitError, UnsupportedError
 from quantkit.families import find_family, map_tensors
 from quantkit.families.base.native import Native
 from quantkit.outputs.model import ModelTensor, widen
-from tests.families.expected import DTYPES, expected, tensor_hash
+from tests.families.expected import DTYPES, expected, tensor_hash, write_checkpoint
 from tests.families.models import TOKENS, all_cases, native_weights, write_tokenizer
 from tests.families.models.deepseek4 import BASE
+from tests.helpers.command import quantkit
 from tests.helpers.conversions import to_gguf
 
 FLASH = {**BASE, "num_hidden_layers": 4}
@@ -175,3 +176,15 @@ def test_a_missing_tensor_is_named(lacking: str, words: str, tmp_path: Path) -> 
     with pytest.raises(QuantkitError, match=words), open_checkpoint(str(folder)) as checkpoint:
         family = find_family(checkpoint.config)
         map_tensors(family, family.sizes(checkpoint.config), checkpoint.tensors)
+
+
+def test_a_gguf_is_a_source_too_and_its_table_of_experts_stays(tmp_path: Path) -> None:
+    first = to_gguf(write_checkpoint("deepseek-v4-unpacked", tmp_path / "V4"), "f32", tmp_path / "first")
+    answer = quantkit("gguf", first, "-t", "q8_0", "-o", tmp_path / "second")
+    assert answer.code == 0, answer.stderr
+    (second,) = (tmp_path / "second").rglob("*.gguf")
+    source, result = ({tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors} for path in (first, second))
+    name = "blk.0.ffn_gate_tid2eid.weight"
+    assert result[name].tensor_type == gguf.GGMLQuantizationType.I32
+    assert np.array_equal(result[name].data, source[name].data)
+    assert result["blk.1.attn_q_b.weight"].tensor_type == gguf.GGMLQuantizationType.Q8_0
