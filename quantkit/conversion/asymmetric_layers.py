@@ -19,7 +19,6 @@ from quantkit.stream.statistics import Statistics
 class AsymmetricRounder(FeedbackRounder):
     """Rounds the inputs of a layer in the order of execution. `streams`: by the label of a file, see `follow`."""
 
-    on_device = False
     streams: Mapping[str, RoundedStream]
 
     def follow(self, streams: Mapping[str, RoundedStream]) -> None:

@@ -280,9 +280,9 @@ class FeedbackRounder:
         reasons = self.rounded.setdefault(tensor.name, [])
         if isinstance(prepared, str):
             reasons.append(prepared)
-        elif device(prepared.curvature.hessian) is not None:
-            targets = self._round_on_device(matrix, prepared.curvature, targets, move)
         corrected = self._corrected(matrix, prepared, importance, targets)
+        if isinstance(prepared, _Prepared) and device(prepared.curvature.hessian) is not None:
+            targets = self._round_on_device(matrix, prepared.curvature, targets, move, corrected, written)
 
         def one(start: int) -> None:
             rows, floats = self._rows(matrix, start, starts.step, move)
@@ -330,7 +330,13 @@ class FeedbackRounder:
                     rounded[at, columns] = values
 
     def _round_on_device(
-        self, matrix: _Matrix, prepared: Curvature, targets: Sequence[Target], move: Move | None
+        self,
+        matrix: _Matrix,
+        prepared: Curvature,
+        targets: Sequence[Target],
+        move: Move | None,
+        corrected: Mapping[GGMLQuantizationType, Array],
+        written: Array | None,
     ) -> list[Target]:
         """Round and write on the device of torch that has `prepared`; the targets whose type has no levels are left."""
         tensor = matrix.tensor
@@ -343,9 +349,12 @@ class FeedbackRounder:
             weight = place(np.concatenate(pieces), device(prepared.hessian))
             del pieces
             for kind in dict.fromkeys(target.slot.type for target in own):
+                wanted = weight if kind not in corrected else weight + weight @ corrected[kind]
                 rounded = quantize_with_feedback(
-                    kind, weight, prepared, sweeps=self.plan.request.sweeps, workers=self.workers
+                    kind, wanted, prepared, sweeps=self.plan.request.sweeps, workers=self.workers
                 )
+                if written is not None:
+                    written[start : start + len(rounded)] = dequantize_rows(kind, rounded, tensor.n_columns)
                 for target in own:
                     if target.slot.type == kind:
                         write_at(target, rounded, matrix.number * matrix.rows + start)

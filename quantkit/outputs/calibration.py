@@ -38,7 +38,7 @@ _WIDE_THREAD = 32 << 20
 # 2^25; copies of a Gram matrix while the damping is chosen, beside the two sums.
 _CONTEXT_MEMORY = 700 << 20
 _ROUNDED_BYTES = 6 * 4 << 26
-_DEVICE_COPIES = 4
+_DEVICE_COPIES, _ASYMMETRIC_COPIES = 4, 6
 # For the choice of types: python, numpy, inputs that wait for their sums.
 _BASE_MEMORY = 330 << 20
 _WAITING_MEMORY = 192 << 20
@@ -50,6 +50,7 @@ class CalibrationRequest:
 
     `text`: a file, a dataset of the hub, or None for the text that comes with quantkit (see `load_samples`). `device`:
     "auto", "cpu" or "cuda". `propagate`: the hidden states follow the quantized layers, not the source's.
+    `asymmetric`: GGUF types are rounded for the inputs of rounded layers, see `quant.asymmetric`.
     """
 
     text: str | None = None
@@ -59,6 +60,7 @@ class CalibrationRequest:
     device: str = "auto"
     propagate: bool = False
     offline: bool = False
+    asymmetric: bool = False
 
 
 @dataclass(frozen=True)
@@ -155,7 +157,7 @@ def plan_calibration(
             f"--max-ram {max_ram / 1e9:.2f} GB is too small; the calibration needs about {memory / 1e9:.2f} GB for the"
             " weights and statistics of one layer; use fewer --threads or a smaller --seq-len"
         )
-    on_device = device_memory(layers, seq_len, gram=gram_copies > 0)
+    on_device = device_memory(layers, seq_len, gram=gram_copies > 0, asymmetric=request.asymmetric)
     device = _device_with_room(request.device, on_device)
     if device is None:
         return CalibrationPlan(native, samples, layers, gram_copies > 0, request.propagate, None, memory)
@@ -203,7 +205,7 @@ def _dense_weights(layer: LayerLinears) -> int:
     return sum(linear.n_in * linear.n_out for linear in linears)
 
 
-def device_memory(layers: Sequence[LayerLinears], seq_len: int, *, gram: bool) -> int:
+def device_memory(layers: Sequence[LayerLinears], seq_len: int, *, gram: bool, asymmetric: bool = False) -> int:
     """Bytes of a GPU's memory that the largest layer takes: its context, weights, sums, and the widest input's copies.
 
     Estimated by counting arrays, not measured on a GPU.
@@ -221,6 +223,11 @@ def device_memory(layers: Sequence[LayerLinears], seq_len: int, *, gram: bool) -
         widest = max((entry.width for entry in inputs), default=0)
         sums = 2 * 4 * sum(entry.width**2 for entry in inputs)
         matrix = 4 * widest**2
+        if asymmetric:
+            # three more sums; the weights of both streams in float32; the correction, and what it is computed with
+            both = 8 * sum(linear.n_in * linear.n_out for linear in loaded)
+            quantizing = max(_ASYMMETRIC_COPIES * matrix, 3 * matrix + _ROUNDED_BYTES)
+            return sums + 3 * matrix + max(weights + both + 2 * tokens, weights // 2 + quantizing)
         quantizing = max(_DEVICE_COPIES * matrix, 2 * matrix + _ROUNDED_BYTES)
         return sums + max(weights + tokens, weights // 2 + quantizing)
 

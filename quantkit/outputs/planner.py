@@ -192,9 +192,8 @@ def _plan_calibration(
     feedback = request.gguf is not None and request.gguf.solver == "feedback"
     native = Native(source, nearest=not request.folders)
     copies = GRAM_COPIES if calibrated or feedback else 0
-    return plan_calibration(
-        native, request.calibration, samples, gram_copies=copies, threads=threads, max_ram=request.max_ram
-    )
+    wanted = replace(request.calibration, asymmetric=request.gguf is not None and request.gguf.asymmetric)
+    return plan_calibration(native, wanted, samples, gram_copies=copies, threads=threads, max_ram=request.max_ram)
 
 
 def _refuse_without_family(source: Model, request: ConversionRequest) -> None:

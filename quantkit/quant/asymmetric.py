@@ -11,12 +11,13 @@ Error feedback over H then rounds these. H has its shrinkage and damping, so tha
 import numpy as np
 from gguf import GGMLQuantizationType
 
+from quantkit.forward.arrays import contiguous, device, namespace, place
 from quantkit.gguf.blocks import FORMATS
 from quantkit.quant.block_kernels import steps
 from quantkit.quant.block_search import nearest_points
 from quantkit.quant.feedback import Curvature
 from quantkit.quant.grid import Array
-from quantkit.quant.held_out import propagated
+from quantkit.quant.held_out import propagated, taken_back
 from quantkit.workers import SERIAL, Workers, parts
 
 _ROWS = 256
@@ -31,21 +32,21 @@ def correction(cross: Array, curvature: Curvature, workers: Workers = SERIAL) ->
 
     cross: D, float32 (n_in, n_in), the sum of (x - x~) x~' over the tokens of `curvature`.
 
-    With H = R R', R = T diag(p), two triangular solutions per row of D take the place of the inverse.
+    With H = R R', R = T diag(p), two triangular solutions per row of D take the place of the inverse. Arrays are
+    numpy's, or tensors of torch on one device.
     """
-    order = curvature.order
-    triangle = curvature.feedback + np.eye(len(order), dtype=np.float32)
-    flipped = np.ascontiguousarray(triangle[::-1, ::-1].T)
-    pivots = curvature.importance[order]
+    order, xp = curvature.order, namespace(cross)
+    triangle = curvature.feedback + place(np.eye(len(order), dtype=np.float32), device(cross))
+    flipped = contiguous(xp.flip(triangle, (0, 1)).T)
+    pivots, backwards = curvature.importance[order], xp.flip(order, (0,))
 
     def some(rows: slice) -> Array:
-        ordered = np.ascontiguousarray(cross[rows][:, order[::-1]])
-        halfway = propagated(ordered, flipped)[:, ::-1] / pivots
-        solved = np.empty_like(halfway)
-        solved[:, order] = propagated(halfway, triangle)
-        return solved
+        ordered = contiguous(cross[rows][:, backwards])
+        halfway = xp.flip(propagated(ordered, flipped), (1,)) / pivots
+        return taken_back(propagated(halfway, triangle), order)
 
-    return np.concatenate(workers.map(some, list(parts(len(cross), _ROWS))))
+    solved: Array = xp.concatenate(workers.map(some, list(parts(len(cross), _ROWS))))
+    return solved
 
 
 def holds_exactly(kind: GGMLQuantizationType, rows: Array, importance: Array) -> bool:

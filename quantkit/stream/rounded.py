@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from quantkit.forward.arrays import Array, device, fetch, namespace, place
+from quantkit.forward.arrays import Array, device, namespace, place
 from quantkit.forward.feed_forward import expert_count
 from quantkit.forward.linears import Input, LayerLinears
 from quantkit.machine import release_freed_memory
@@ -26,7 +26,7 @@ Pairs = Sequence[Sequence[Array]]
 class AsymmetricSums:
     """Sums over the tokens of an input x of the source and the same input x~ of the rounded model.
 
-    `statistics`: of x~. `cross`: the sum of (x - x~) x~', float32 (width, width).
+    `statistics`: of x~. `cross`: the sum of (x - x~) x~', float32 (width, width), where the Gram matrix is.
     """
 
     statistics: Statistics
@@ -72,7 +72,7 @@ class RoundedStream:
             pairs = workers.map(one, range(n_samples)[batch])
             sums.add(pairs, (), workers)
             release_freed_memory()
-        return sums.fetched()
+        return sums
 
     def expert_sums(self, expert: RoutedExpert, entry: Input, source: Tensors, rounded: Tensors) -> AsymmetricSums:
         """The sums of an input of a routed expert: of the tokens that the rounded model sends to it, in both models.
@@ -96,7 +96,7 @@ class RoundedStream:
             )
             sums.add(routed, others, workers)
             release_freed_memory()
-        return sums.fetched()
+        return sums
 
     def advance(self, number: int, rounded: Tensors) -> None:
         """Run all samples through a layer as it is rounded, up to its routed experts if it has any."""
@@ -160,7 +160,3 @@ class _Sums(AsymmetricSums):
             workers.map(add, list(parts(len(self.cross), WIDE_BLOCK)))
         else:
             add(slice(None))
-
-    def fetched(self) -> AsymmetricSums:
-        """The sums with arrays of numpy."""
-        return AsymmetricSums(self.statistics.fetched(), fetch(self.cross))

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from quantkit.gguf.blocks import FORMATS
 from quantkit.quant.feedback import curvature, quantize_with_feedback
-from tests.conversion.test_feedback import grams, output_errors
+from tests.conversion.test_feedback import LayerOutputs, checkpoint_values, grams, output_errors
 from tests.forward.test_torch import run_peer, run_with_torch
 from tests.helpers.command import quantkit
 from tests.helpers.peer import REPOSITORY
@@ -89,3 +89,24 @@ def test_files_calibrated_on_tensors_have_the_errors_of_those_of_the_cpu(variant
         ratios = {name: theirs[name] / error for name, error in ours.items() if error > 0}
         assert len(ratios) >= 14
         assert {name: ratio for name, ratio in ratios.items() if abs(ratio - 1) > 0.01} == {}, path.name
+
+
+def test_the_best_quality_on_tensors_leaves_the_states_as_near_to_the_sources(tmp_path: Path) -> None:
+    """A matrix is rounded for the inputs that rounded layers give, so its own error against the source may differ."""
+    source = tiny_llama(tmp_path / "model", variant="llama3", hidden=128, intermediate=256)
+    words = ("gguf", str(source), "-t", "q4_0", "-t", "q5_1", "-t", "q3_k_m", "--quality", "best", "--no-logits")
+    words += ("--samples", "12", "--seq-len", "64", "--threads", "2")
+    assert quantkit("gguf", source, "-t", "f32", "-o", tmp_path / "exact", "--no-logits").code == 0
+    assert quantkit(*words, "-o", tmp_path / "ours").code == 0
+    done = run_with_torch(*words, "-o", str(tmp_path / "theirs"))
+    assert done.returncode == 0, done.stderr[-4000:]
+    (exact,) = (tmp_path / "exact").rglob("*.gguf")
+    states, ratios = LayerOutputs(source, tmp_path), {}
+    wanted = states.of({})
+    for path in sorted((tmp_path / "ours").rglob("*.gguf")):
+        (other,) = (tmp_path / "theirs").rglob(path.name)
+        ours, theirs = (
+            float(np.linalg.norm(states.of(checkpoint_values(file, exact, source)) - wanted)) for file in (path, other)
+        )
+        ratios[path.name] = theirs / ours
+    assert len(ratios) == 3 and {name: ratio for name, ratio in ratios.items() if abs(ratio - 1) > 0.01} == {}
