@@ -12,6 +12,7 @@ from tests.adapters.cases import write_base
 from tests.helpers.adapters import AdapterCase, write_adapter
 from tests.helpers.command import quantkit
 from tests.helpers.ollama_server import running_ollama
+from tests.helpers.tiny import tiny_llama
 
 COMMON = ("--name", "ns/tuned", "--chat-template", "none", "--size", "1b")
 CASE = AdapterCase(("embed_tokens", "lm_head", "q_proj", "down_proj"))
@@ -108,17 +109,23 @@ def test_an_adapter_that_does_not_fit_is_one_sentence(
     assert not list(folder.glob("Modelfile*"))
 
 
-def test_an_adapter_of_neurons_in_another_order_is_one_sentence(made: tuple[Path, Path], tmp_path: Path) -> None:
+def test_an_adapter_of_neurons_in_another_order_is_one_sentence(tmp_path: Path) -> None:
+    # as many neurons as a block of Q6_K has values: fewer get another type, which keeps their order
+    sizes = {"hidden": 64, "intermediate": 256, "heads": 4, "kv_heads": 2}
+    base = tiny_llama(tmp_path / "wide", variant="llama3", dtype="f32", **sizes)
     words = ("--solver", "feedback", "--reorder-neurons", "--samples", "8", "--seq-len", "32", "--no-logits")
-    answer = quantkit("gguf", made[0].parent / "plain", "-t", "q6_k", *words, "-o", tmp_path)
+    answer = quantkit("gguf", base, "-t", "q6_k", *words, "-o", tmp_path)
     assert answer.code == 0, answer.stderr
-    answer = quantkit("ollama", tmp_path / "plain-GGUF", *COMMON, "--adapter", made[1])
+    adapter = write_adapter(tmp_path / "adapter", base, CASE)
+    assert quantkit("lora", adapter, "--base", base, "-o", tmp_path).code == 0
+    (written,) = tmp_path.rglob("*LoRA.gguf")
+    answer = quantkit("ollama", tmp_path / "wide-GGUF", *COMMON, "--adapter", written)
     assert answer.code == 2
-    sentence = "changes blk.0.ffn_down.weight, but the neurons of plain-Q6_K.gguf have another order"
+    sentence = "changes blk.0.ffn_down.weight, but the neurons of wide-Q6_K.gguf have another order"
     assert sentence in answer.sentence
     of_attention = {"blk.0.attn_q.weight.lora_a": (4, 64), "blk.0.attn_q.weight.lora_b": (64, 4)}
     file = _adapter(tmp_path / "attention.gguf", "llama", of_attention)
-    assert quantkit("ollama", tmp_path / "plain-GGUF", *COMMON, "--adapter", file).code == 0
+    assert quantkit("ollama", tmp_path / "wide-GGUF", *COMMON, "--adapter", file).code == 0
 
 
 def test_an_adapter_that_is_absent_or_no_gguf_is_one_sentence(folder: Path, tmp_path: Path) -> None:
