@@ -53,5 +53,7 @@ def context_words(shape: Shape) -> str:
         part = f" on {shape.rope_dimensions} of {shape.head_dim}" if shape.rope_dimensions else ""
         words.append(f"rope{base}{part}" + (f", scaling {shape.rope_scaling}" if shape.rope_scaling else ""))
     elif shape.positions:
-        words.append({"alibi": "ALiBi"}.get(shape.positions, f"{shape.positions} positions"))
+        words.append(
+            {"alibi": "ALiBi", "none": "no positions in attention"}.get(shape.positions, f"{shape.positions} positions")
+        )
     return ", ".join(words)

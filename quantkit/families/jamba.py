@@ -185,6 +185,6 @@ FAMILY = Family(
     dimensions=_dimensions,
     no_effect=("use_associative_scan", "use_mamba_kernels", "use_mambapy"),
     forward=FORWARD,
-    traits=Traits(mamba=True, positions="stated", residual_first=True, expert_weights_summed_to_one=False),
+    traits=Traits(mamba=True, positions="none", residual_first=True, expert_weights_summed_to_one=False),
     token_roles=TokenRoles(),
 )

@@ -241,6 +241,6 @@ FAMILY = Family(
     text_models={_NAME: (_NAME, "kimi_linear")},
     rope_kinds=("default",),
     forward=FORWARD,
-    traits=Traits(positions="stated", kimi_delta=True),
+    traits=Traits(positions="none", kimi_delta=True),
     token_roles=TokenRoles(stated={"eos": "eos_token_id"}),
 )

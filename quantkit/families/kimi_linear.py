@@ -321,5 +321,5 @@ FAMILY = Family(
     # it follows from the others
     no_effect=("qk_head_dim",),
     forward=FORWARD,
-    traits=Traits(positions="stated", kimi_delta=True),
+    traits=Traits(positions="none", kimi_delta=True),
 )

@@ -325,5 +325,5 @@ FAMILY = Family(
         "use_mamba_kernels",
     ),
     forward=FORWARD,
-    traits=Traits(mamba2=True, positions="stated", output_after_norm=True),
+    traits=Traits(mamba2=True, positions="none", output_after_norm=True),
 )

@@ -48,7 +48,11 @@ def shape_of_config(config: Mapping[str, Any]) -> Shape:
         fields["sliding_window"] = None
     positions, base, scaling, dimensions = _positions(config, fields["head_dim"])
     return Shape(
-        **fields, positions=positions, rope_base=base, rope_scaling=scaling, rope_dimensions=rotated or dimensions
+        **fields,
+        positions=positions,
+        rope_base=base,
+        rope_scaling=scaling,
+        rope_dimensions=(rotated or dimensions) if positions == "rope" else None,
     )
 
 
@@ -64,8 +68,8 @@ def _positions(
     fixed = positions_of(config.get("model_type"))
     if config.get("alibi") is True or fixed == "alibi" or config.get("position_embedding") == "ALIBI":
         return "alibi", None, None, None
-    if fixed == "learned":
-        return "learned", None, None, None
+    if fixed in ("learned", "none"):
+        return fixed, None, None, None
     nested = next((value for value in (config.get("rope_parameters"), config.get("rope_scaling")) if value), None)
     rope = dict(nested) if isinstance(nested, Mapping) else {}
     if isinstance(rope.get("full_attention"), Mapping):

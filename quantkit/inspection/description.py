@@ -48,7 +48,7 @@ class Shape:
     sliding_window: int | None = None
     vocab: int | None = None
     positions: str | None = None
-    """How positions enter: "rope", "alibi", "learned"."""
+    """How positions enter attention: "rope", "alibi", "learned", "none"."""
     rope_base: float | None = None
     rope_scaling: str | None = None
     """Kind and factor of the scaling, for example "yarn x4"."""

@@ -58,6 +58,9 @@ def shape_of_keys(keys: Sequence[KeyValue], tensors: Sequence[str]) -> Shape:
     elif any(name.startswith("rope_factors_") for name in tensors):
         scaling = "longrope (factors in rope_factors)"
     positions = "rope" if isinstance(base, float) or _number(values.get(f"{arch}.rope.dimension_count")) else None
+    if traits_of(str(arch)).positions == "none":
+        fields["rope_dimensions"] = None
+        return Shape(**fields, positions="none", rope_base=None, rope_scaling=None)
     if _float(values.get(f"{arch}.attention.max_alibi_bias")) or traits_of(str(arch)).positions == "alibi":
         positions = "alibi"
     elif "position_embd.weight" in tensors:

@@ -12,6 +12,7 @@ from gguf import GGUFReader, GGUFValueType
 from safetensors import safe_open
 
 from demo.safetensors_file import write_safetensors
+from quantkit.cli.inspect_shape import context_words
 from quantkit.errors import CheckpointError
 from quantkit.families import find_family
 from quantkit.gguf.keyvalues import KeyValue
@@ -417,3 +418,14 @@ def test_other_files_and_folders_are_refused(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(CheckpointError, match=r"empty has no config\.json"):
         inspect_source(str(tmp_path / "empty"))
+
+
+@pytest.mark.parametrize(
+    ("model_type", "positions"), [("kimi_linear", "none"), ("jamba", "none"), ("nemotron_h", "none"), ("llama", "rope")]
+)
+def test_a_base_of_rotary_positions_counts_only_where_something_rotates(model_type: str, positions: str) -> None:
+    config = {"model_type": model_type, "rope_theta": 10000.0, "head_dim": 24, "qk_rope_head_dim": 8}
+    shape = shape_of_config(config)
+    assert shape.positions == positions
+    assert (shape.rope_base, shape.rope_dimensions) == ((10000.0, 8) if positions == "rope" else (None, None))
+    assert ("no positions in attention" in context_words(shape)) == (positions == "none")

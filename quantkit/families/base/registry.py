@@ -297,10 +297,10 @@ def has_checked_plan(gguf_arch: str) -> bool:
 
 
 def positions_of(model_type: str | None) -> str | None:
-    """`alibi` or `learned` if the model_type of config.json alone decides it, else None."""
+    """`alibi`, `learned` or `none` if the model_type of config.json alone decides it, else None."""
     from quantkit.families.unconverted import POSITIONS
 
     for family in all_families():
-        if model_type in family.defaults and family.traits.positions in ("alibi", "learned"):
+        if model_type in family.defaults and family.traits.positions in ("alibi", "learned", "none"):
             return family.traits.positions
     return POSITIONS.get(model_type or "")

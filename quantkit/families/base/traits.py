@@ -18,7 +18,8 @@ class Traits:
         default_window: tokens of the window where the file has no key for it.
         layer_norm: norms are LayerNorms, which llama.cpp never computes in place; elsewhere RMS norms.
         unweighted_norms: norms have no weight, so no tensor shows them.
-        positions: where positions come from; "stated" means that keys or tensors of the file show it.
+        positions: where positions come from; "stated" means that keys or tensors of the file show it, "none" that
+            attention has none beside other kinds of layers.
         rope_layers: only models of this many layers have rotary positions; None means all.
         rope_in_windows: layers without a window have no rotary positions, apart from the first, dense ones.
         parallel: attention and feed-forward start from the same norm.
@@ -60,7 +61,7 @@ class Traits:
     default_window: int = 0
     layer_norm: bool = False
     unweighted_norms: bool = False
-    positions: Literal["rope", "alibi", "learned", "stated"] = "rope"
+    positions: Literal["rope", "alibi", "learned", "stated", "none"] = "rope"
     rope_layers: int | None = None
     rope_in_windows: bool = False
     parallel: bool = False
