@@ -155,7 +155,10 @@ def test_tensors_without_a_gram_matrix_or_levels_have_llama_cpps_bytes(outputs: 
 
 
 @pytest.mark.usefixtures("blas_of_many_threads")
-@pytest.mark.parametrize(("model", "quality"), [("llama3", "best"), ("mixtral", "high"), ("mixtral", "best")])
+@pytest.mark.parametrize(
+    ("model", "quality"),
+    [pytest.param("llama3", "best", marks=pytest.mark.full), ("mixtral", "high"), ("mixtral", "best")],
+)
 def test_bytes_do_not_depend_on_threads_or_on_a_stop(
     model: str, quality: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
