@@ -3,9 +3,13 @@
 import shlex
 from typing import TYPE_CHECKING
 
+from gguf import GGMLQuantizationType
+
+from quantkit.outputs.gguf_files import FLOATS
 from quantkit.planning.budget import Fit
 from quantkit.planning.context import Context
 from quantkit.planning.encoder_commands import encoder_commands
+from quantkit.planning.sizes import Offer
 
 if TYPE_CHECKING:
     from quantkit.planning.result import Plan, Row
@@ -26,18 +30,30 @@ def target_command(plan: "Plan") -> str | None:
     """The command that makes the largest file that fits as a whole."""
     if plan.target_size is None:
         return None
-    return f"quantkit gguf {_checkpoint(plan)} --target-size {plan.target_size // 10**6}M"
+    return f"quantkit gguf {_checkpoint(plan)} --target-size {plan.target_size // 10**6}M{_requantize(plan)}"
 
 
 def _phone_commands(plan: "Plan", row: "Row") -> list[str]:
     if plan.source.is_gguf:
         return [f"quantkit termux --gguf {shlex.quote(plan.given)}"]
     file = shlex.quote(f"{plan.source.model.name}-GGUF/{row.offer.file}")
-    return [f"quantkit gguf {_checkpoint(plan)} --preset phone{_matrix(plan)}", f"quantkit termux --gguf {file}"]
+    options = f"--preset phone{_matrix(plan)}{_requantize(plan)}"
+    return [f"quantkit gguf {_checkpoint(plan)} {options}", f"quantkit termux --gguf {file}"]
 
 
 def _matrix(plan: "Plan") -> str:
     return "" if plan.imatrix is None else f" --imatrix {shlex.quote(str(plan.imatrix))}"
+
+
+def _requantize(plan: "Plan", offer: Offer | None = None) -> str:
+    """The option without which weights that were published in a type of ggml cannot get another one.
+
+    offer: the form that is made; None for one of several types.
+    """
+    unquantized = (*FLOATS, GGMLQuantizationType.I32)
+    made = {} if offer is None else {tensor.name: tensor.type for tensor in offer.tensors}
+    changed = any(t.type not in unquantized and made.get(t.name) != t.type for t in plan.source.model.tensors)
+    return " --allow-requantize" if changed else ""
 
 
 def _checkpoint(plan: "Plan") -> str:
@@ -62,7 +78,8 @@ def _gguf_commands(plan: "Plan", row: "Row", fit: Fit) -> list[str]:
     if offer.label != "as it is":
         calibrate = " --calibrate" if offer.needs_imatrix else ""
         mmproj = plan.projector.option if plan.projector else ""
-        commands.append(f"quantkit gguf {_checkpoint(plan)} -t {offer.label}{_matrix(plan) or calibrate}{mmproj}")
+        options = f"{_matrix(plan) or calibrate}{mmproj}{_requantize(plan, offer)}"
+        commands.append(f"quantkit gguf {_checkpoint(plan)} -t {offer.label}{options}")
         file = f"{plan.source.model.name}-GGUF/{offer.file}"
     options = f"-ngl {context.gpu_layers} -c {context.n_ctx}"
     options += " --device none" if plan.budget.vram and fit.memory.gpu is None else ""

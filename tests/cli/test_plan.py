@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from tests.families.expected import write_checkpoint
 from tests.families.published import Published, _llama, write_sparse
 from tests.helpers.command import command, quantkit
 from tests.helpers.hub_server import Repo, running_hub
@@ -230,6 +232,17 @@ def test_awq_whose_default_group_does_not_fit_names_the_group_that_convert_needs
     assert "convert it with --group-size 32" in " ".join(answer.stderr.split())
     assert "0.0 GB" not in answer.stderr + answer.stdout
     assert quantkit("awq", folder, "--group-size", "32", "--dry-run", "-o", tmp_path).code == 0
+
+
+@pytest.mark.parametrize(("kind", "option"), [("q8_0", True), ("mxfp4", False)])
+def test_the_command_for_weights_that_are_quantized_already_is_one_that_runs(
+    kind: str, option: bool, tmp_path: Path
+) -> None:
+    folder = write_checkpoint("gpt-oss-mxfp4", tmp_path / "model")
+    (line,) = [words for words in plan(folder, "-t", kind)["commands"] if words.startswith("quantkit gguf")]
+    assert ("--allow-requantize" in line) == option
+    answer = quantkit(*shlex.split(line)[1:], "-o", tmp_path / "out", "--no-logits")
+    assert answer.code == 0, answer.stderr
 
 
 @pytest.mark.parametrize("room", [("--vram", "550M", "--ram", "8G"), ("--vram", "0", "--ram", "42M")])
