@@ -16,6 +16,7 @@ class BuiltIn:
 
     `models`: the checkpoints it is for. `source`: where their authors published the format. `marks`: the tokens that it
     writes; the vocabulary must contain them. `end_of_turn`: the token that ends a turn, None for the tokenizer's EOS.
+    `architecture`: the GGUF architecture whose published chat models all have this format and no template.
     """
 
     name: str
@@ -23,6 +24,7 @@ class BuiltIn:
     source: str
     marks: tuple[str, ...] = ()
     end_of_turn: str | None = None
+    architecture: str | None = None
 
     @cached_property
     def text(self) -> str:
@@ -63,6 +65,21 @@ BUILT_IN: dict[str, BuiltIn] = {
             "make_context in qwen_generation_utils.py of Qwen/Qwen-7B-Chat, with its default system message",
             marks=("<|im_start|>", "<|im_end|>"),
             end_of_turn="<|im_end|>",
+        ),
+        BuiltIn(
+            "deepseek-v4",
+            "DeepSeek V4, without tools",
+            "encoding/encoding_dsv4.py of deepseek-ai/DeepSeek-V4-Pro",
+            marks=("<｜User｜>", "<｜Assistant｜>", "<think>", "</think>"),
+            architecture="deepseek4",
+        ),
+        BuiltIn(
+            "kimi-k3",
+            "Kimi K3, without tools and images",
+            "encoding_k3.py of moonshotai/Kimi-K3",
+            marks=("<|open|>", "<|close|>", "<|sep|>", "<|end_of_msg|>"),
+            end_of_turn="<|end_of_msg|>",
+            architecture="kimi-k3",
         ),
     )
 }

@@ -16,6 +16,7 @@ _MARKS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("phi-3", ("<|end|>", "<|assistant|>")),
     ("gemma", ("<start_of_turn>",)),
     ("deepseek", ("<｜User｜>",)),
+    ("kimi-k3", ("<|open|>", "<|end_of_msg|>")),
     ("glm-4", ("[gMASK]", "<|user|>")),
     ("granite", ("<|start_of_role|>",)),
     ("command-r", ("<|START_OF_TURN_TOKEN|>",)),

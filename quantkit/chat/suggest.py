@@ -1,5 +1,6 @@
 """The built-in template that fits a checkpoint without a template, by evidence in the checkpoint."""
 
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,11 +16,13 @@ class Suggestion:
     evidence: str
 
 
-def suggestions(tokens: Sequence[str], generation_config: Mapping[str, Any], name: str) -> list[Suggestion]:
+def suggestions(
+    tokens: Sequence[str], generation_config: Mapping[str, Any], name: str, architecture: str | None
+) -> list[Suggestion]:
     """All built-in templates that fit the evidence; [] for a base model or an unknown model.
 
     `tokens`: the token texts by id. `generation_config`: the parsed generation_config.json, {} without the file.
-    `name`: the name of the checkpoint's folder or repository.
+    `name`: the name of the checkpoint's folder or repository. `architecture`: that of its GGUF, None if unknown.
     """
     vocabulary = set(tokens)
     evidence = {
@@ -29,12 +32,17 @@ def suggestions(tokens: Sequence[str], generation_config: Mapping[str, Any], nam
         "chatml": _qwen(vocabulary, generation_config),
         "blossom": "name is Blossom's" if "blossom" in name.lower() else None,
     }
+    for template in BUILT_IN.values():
+        if template.architecture is not None:
+            evidence[template.name] = _architecture(template, vocabulary, name, architecture)
     return [Suggestion(BUILT_IN[name], reason) for name, reason in evidence.items() if reason is not None]
 
 
-def suggest(tokens: Sequence[str], generation_config: Mapping[str, Any], name: str) -> Suggestion | None:
+def suggest(
+    tokens: Sequence[str], generation_config: Mapping[str, Any], name: str, architecture: str | None
+) -> Suggestion | None:
     """The one built-in template that fits; None when none or more than one fits."""
-    fitting = suggestions(tokens, generation_config, name)
+    fitting = suggestions(tokens, generation_config, name, architecture)
     return fitting[0] if len(fitting) == 1 else None
 
 
@@ -54,3 +62,10 @@ def _baichuan(template: str, tokens: Sequence[str], generation_config: Mapping[s
 def _qwen(tokens: Collection[str], generation_config: Mapping[str, Any]) -> str | None:
     fits = generation_config.get("chat_format") == "chatml" and all(mark in tokens for mark in BUILT_IN["chatml"].marks)
     return "generation_config.json names chat_format chatml" if fits else None
+
+
+def _architecture(template: BuiltIn, tokens: Collection[str], name: str, architecture: str | None) -> str | None:
+    """A base model has the same architecture and tokens; its name says what it is."""
+    fits = architecture == template.architecture and all(mark in tokens for mark in template.marks)
+    is_base = re.search(r"(?<![a-z])base(?![a-z])", name.lower()) is not None
+    return f"architecture is {architecture}" if fits and not is_base else None

@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from quantkit.chat import suggest
 from quantkit.checkpoint import Access, Checkpoint, TensorInfo
 from quantkit.checkpoint.float4_blocks import packed_weights
 from quantkit.checkpoint.folder import choose_weights, read_small_file
@@ -15,7 +14,6 @@ from quantkit.checkpoint.weights import open_weights
 from quantkit.errors import MissingExtraError, QuantkitError, UnsupportedError
 from quantkit.families import Family, find_family, open_model, token_roles
 from quantkit.gguf.keyvalues import KeyValue
-from quantkit.gguf.vocabulary import token_texts
 from quantkit.inspection.config import shape_of_config, text_config
 from quantkit.inspection.description import Description, File, Template, Vocabulary
 from quantkit.inspection.keys import describe_template, template_of_keys, vocabulary_of_keys
@@ -24,7 +22,7 @@ from quantkit.inspection.record import entry_of, readable_record
 from quantkit.inspection.weights import Stored, count_weights
 from quantkit.outputs.model import model_from_checkpoint
 from quantkit.outputs.projector import find_projector_of
-from quantkit.outputs.templates import generation_config
+from quantkit.outputs.templates import fitting_templates
 from quantkit.tokenizer import files as tokenizer_files
 from quantkit.tokenizer import load_vocabulary, special
 
@@ -122,10 +120,9 @@ def _describe(contents: _Contents, source: str) -> Description:
         vocabulary = Vocabulary(size=shape.vocab) if shape.vocab else None
     suggested = None
     if template is None:
-        suggestion = suggest(token_texts(keys), generation_config(contents.folder), contents.name)
-        suggested = (
-            f"the built-in '{suggestion.template.name}' fits (its {suggestion.evidence})" if suggestion else None
-        )
+        fitting = fitting_templates(keys, contents.folder, contents.name)
+        if len(fitting) == 1:
+            suggested = f"the built-in '{fitting[0].template.name}' fits (its {fitting[0].evidence})"
     stored = weights.groups[0].type.lower() if weights else None
     return Description(
         name=contents.name,

@@ -1,14 +1,14 @@
 """The chat template of an output: the checkpoint's own, the requested one, or a built-in that fits."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-from quantkit.chat import BUILT_IN, BuiltIn, built_in, render_sample, suggestions
+from quantkit.chat import BUILT_IN, BuiltIn, Suggestion, built_in, render_sample, suggestions
 from quantkit.checkpoint import Checkpoint
 from quantkit.checkpoint.jsonfile import read_hints
 from quantkit.errors import TemplateError, UsageError
-from quantkit.gguf.keyvalues import string, uint32
+from quantkit.gguf.keyvalues import KeyValue, string, uint32
 from quantkit.gguf.vocabulary import TEMPLATE_KEY, token_texts
 from quantkit.outputs.model import Model, Mtp, model_from_checkpoint
 
@@ -81,7 +81,7 @@ def model_with_template(
         return _recorded(replace(model, keys=without), "none, requested"), None
     if has_template:
         return _recorded(model, "the checkpoint's"), None
-    fitting = suggestions(token_texts(model.keys), generation_config(checkpoint.folder), checkpoint.name)
+    fitting = fitting_templates(model.keys, checkpoint.folder, checkpoint.name)
     if len(fitting) != 1:
         names = " and ".join(f"'{suggestion.template.name}' (its {suggestion.evidence})" for suggestion in fitting)
         note = f"the checkpoint has no chat template, and {names} both fit; none was written, see --chat-template"
@@ -98,9 +98,13 @@ def _recorded(model: Model, template: str) -> Model:
     return replace(model, origin={**model.origin, "chat_template": template})
 
 
-def generation_config(folder: Path) -> dict[str, Any]:
-    """generation_config.json; {} if it is missing or malformed, because it only has hints. Raises ReadError."""
-    return read_hints(folder / "generation_config.json")
+def fitting_templates(keys: Sequence[KeyValue], folder: Path, name: str) -> list[Suggestion]:
+    """The built-in templates that fit a checkpoint, by its GGUF keys, its generation_config.json and its name.
+
+    A missing or malformed generation_config.json counts as empty, because it only has hints. Raises ReadError.
+    """
+    architecture = next((str(key.value) for key in keys if key.key == "general.architecture"), None)
+    return suggestions(token_texts(keys), read_hints(folder / "generation_config.json"), name, architecture)
 
 
 def _missing_marks(model: Model, template: BuiltIn | None) -> str | None:

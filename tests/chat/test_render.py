@@ -106,6 +106,24 @@ PUBLISHED = {
         "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n"
         "<|im_start|>assistant\n",
     ),
+    # README of deepseek-ai/DeepSeek-V4-Pro, encoding/, with the answers of test_python_encoders
+    "deepseek-v4": (
+        [SYSTEM, USER, {"role": "assistant", "content": "Yes?"}, USER],
+        "<s>Be kind.<｜User｜>Hi<｜Assistant｜></think>Yes?</s><｜User｜>Hi<｜Assistant｜></think>",
+    ),
+    # encoding_k3.py of moonshotai/Kimi-K3: it thinks with the greatest effort
+    "kimi-k3": (
+        [SYSTEM, USER, {"role": "assistant", "content": "Yes?"}, USER],
+        '<|open|>message role="system" type="thinking-effort"<|sep|>`thinking_effort` guides on how much to think in'
+        " your thinking channel (not including the response channel), supported values include `low`, `medium`, `high`,"
+        " and `max`.\nNow the system is invoked with `thinking_effort=max`.<|close|>message<|sep|><|end_of_msg|>"
+        '<|open|>message role="system"<|sep|>Be kind.<|close|>message<|sep|><|end_of_msg|>'
+        '<|open|>message role="user"<|sep|>Hi<|close|>message<|sep|><|end_of_msg|>'
+        '<|open|>message role="assistant"<|sep|><|open|>think<|sep|><|close|>think<|sep|>'
+        "<|open|>response<|sep|>Yes?<|close|>response<|sep|><|close|>message<|sep|><|end_of_msg|>"
+        '<|open|>message role="user"<|sep|>Hi<|close|>message<|sep|><|end_of_msg|>'
+        '<|open|>message role="assistant"<|sep|><|open|>think<|sep|>',
+    ),
 }
 
 

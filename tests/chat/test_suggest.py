@@ -1,5 +1,7 @@
 """Which built-in a checkpoint without a template was trained with: only where its own files say so."""
 
+import pytest
+
 from quantkit.chat import BUILT_IN, suggest, suggestions, template_name
 from tests.chat.cases import grid_templates, smollm2_template
 
@@ -13,8 +15,13 @@ def vocabulary(*marks: tuple[int, str]) -> list[str]:
     return tokens
 
 
-def name(tokens: list[str], generation_config: dict[str, object], checkpoint: str = "model") -> str | None:
-    suggestion = suggest(tokens, generation_config, checkpoint)
+def name(
+    tokens: list[str],
+    generation_config: dict[str, object],
+    checkpoint: str = "model",
+    architecture: str | None = "llama",
+) -> str | None:
+    suggestion = suggest(tokens, generation_config, checkpoint, architecture)
     return suggestion and suggestion.template.name
 
 
@@ -45,10 +52,21 @@ def test_blossom_is_known_by_name_and_two_answers_are_none() -> None:
     assert name([], {}, "blossom-v3-mistral-7b") == "blossom"
     both = vocabulary((195, "<reserved_106>"), (196, "<reserved_107>"))
     assert name(both, BAICHUAN, "Blossom-v2-baichuan2-7b") is None
-    assert [suggestion.template.name for suggestion in suggestions(both, BAICHUAN, "Blossom-v2-baichuan2-7b")] == [
-        "baichuan2",
-        "blossom",
-    ]
+    fitting = suggestions(both, BAICHUAN, "Blossom-v2-baichuan2-7b", "llama")
+    assert [suggestion.template.name for suggestion in fitting] == ["baichuan2", "blossom"]
+
+
+@pytest.mark.parametrize(("template", "architecture"), [("deepseek-v4", "deepseek4"), ("kimi-k3", "kimi-k3")])
+def test_a_family_without_templates_is_known_by_its_architecture_and_its_tokens(
+    template: str, architecture: str
+) -> None:
+    tokens = vocabulary(*enumerate(BUILT_IN[template].marks))
+    assert name(tokens, {}, "DeepSeek-V4-Flash", architecture) == template
+    assert name(tokens, {}, "DeepSeek-V4-Flash", "deepseek2") is None, "DeepSeek-V3.2 has the tokens too"
+    assert name(tokens, {}, "DeepSeek-V4-Flash", None) is None
+    assert name(vocabulary(), {}, "DeepSeek-V4-Flash", architecture) is None
+    assert name(tokens, {}, "DeepSeek-V4-Flash-Base", architecture) is None
+    assert name(tokens, {}, "my-database-model", architecture) == template
 
 
 def test_nothing_points_anywhere_in_an_ordinary_checkpoint() -> None:

@@ -8,6 +8,7 @@ import pytest
 from gguf import GGUFReader
 
 from quantkit.chat import BUILT_IN
+from tests.families.expected import write_checkpoint
 from tests.helpers.command import Answer, quantkit
 from tests.helpers.tiny import tiny_llama
 
@@ -72,6 +73,27 @@ def test_llama_cpp_stops_at_the_end_of_a_turn(huozi: Path, tmp_path: Path) -> No
     vocab = llama_cpp.llama_model_get_vocab(model._model.model)
     assert llama_cpp.llama_vocab_is_eog(vocab, end)
     assert model.metadata[KEY] == BUILT_IN["huozi"].text
+
+
+@pytest.mark.parametrize(("template", "architecture"), [("deepseek-v4", "deepseek4"), ("kimi-k3", "kimi-k3")])
+def test_a_model_published_with_a_python_encoder_gets_its_built_in(
+    template: str, architecture: str, tmp_path: Path
+) -> None:
+    folder = write_checkpoint(template, tmp_path / "model")
+    without_template(folder)
+    unused = ("<gh_stars>", "<issue_start>", "<issue_comment>", "<issue_closed>")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        text = (folder / name).read_text("utf-8")
+        for token, mark in zip(unused, BUILT_IN[template].marks, strict=True):
+            text = text.replace(token, mark)
+        (folder / name).write_text(text, "utf-8")
+    answer, keys = convert(folder, tmp_path / "out")
+    assert keys[KEY] == BUILT_IN[template].text
+    words = f"the checkpoint has no chat template; wrote the built-in '{template}' (its architecture is {architecture})"
+    assert words in answer.stderr.splitlines()
+    tokens, end = keys["tokenizer.ggml.tokens"], BUILT_IN[template].end_of_turn
+    assert isinstance(tokens, list)
+    assert keys.get(EOT) == (tokens.index(end) if end else None)
 
 
 def test_none_leaves_the_template_out(huozi: Path, tmp_path: Path) -> None:

@@ -146,7 +146,7 @@ def test_the_page_of_inspect_is_what_comes_out() -> None:
 def test_the_guide_names_every_built_in_template() -> None:
     guide = (ROOT / "docs" / "guides" / "gguf.md").read_text("utf-8")
     section = guide.split("## Chat templates")[1].split("## ")[0]
-    assert set(BUILT_IN) | {"none"} <= set(re.findall(r"`(\w+)`", section))
+    assert set(BUILT_IN) | {"none"} <= set(re.findall(r"`([\w-]+)`", section))
 
 
 def test_the_chinese_readme_has_the_commands_and_figures_of_the_english_one() -> None:

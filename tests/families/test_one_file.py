@@ -39,9 +39,9 @@ ALLOWED = {
     # the same, and its names of pre-tokenizers; a projector's file has the architecture clip
     "gguf/projector_file.py": {"clip"},
     "publish/ollama/facts.py": {"bert", "clip", "falcon-h1", "gpt2", "lfm2", "llama"},
-    # names of chat templates
-    "chat/builtin.py": {"baichuan"},
-    "chat/recognise.py": {"baichuan", "command-r", "deepseek", "exaone", "gemma", "granite", "mistral"},
+    # names of chat templates, and the architectures of published models without one: a GGUF names nothing else
+    "chat/builtin.py": {"baichuan", "deepseek4", "kimi-k3"},
+    "chat/recognise.py": {"baichuan", "command-r", "deepseek", "exaone", "gemma", "granite", "kimi-k3", "mistral"},
     "chat/suggest.py": {"baichuan"},
     # the architecture of a GGUF that measures the machine's speed
     "measurement/probes.py": {"llama"},

@@ -66,6 +66,7 @@ def corpus() -> list[Published]:
 
 def _built_in() -> Iterator[Published]:
     tokens = {"blossom": ("<|endoftext|>",), "chatml": ("<|im_end|>",), "huozi": ("<|endofutterance|>",)}
+    tokens |= {"deepseek-v4": ("<｜end▁of▁sentence｜>",), "kimi-k3": ("<|end_of_msg|>",)}
     for name, built_in in BUILT_IN.items():
         yield Published(f"built-in/{name}", built_in.text, "<s>", *tokens.get(name, ("</s>",)))
 

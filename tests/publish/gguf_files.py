@@ -34,11 +34,12 @@ def write_gguf(
     sampling: dict[str, float | int] | None = None,
     license: str | None = None,
     kind: str = "model",
+    architecture: str = "qwen2",
     extra: int = 0,
 ) -> Path:
     """`extra` makes the bytes, and with them the digest, different."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    writer = gguf.GGUFWriter(path, "qwen2")
+    writer = gguf.GGUFWriter(path, architecture)
     writer.add_type(kind)
     writer.add_name(name)
     if size_label is not None:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from quantkit.chat import BUILT_IN
 from quantkit.errors import CheckpointError
 from quantkit.publish.ollama.facts import facts_of_folder, facts_of_gguf
 from tests.publish.gguf_files import CHATML, write_gguf
@@ -60,6 +61,14 @@ def test_a_template_is_suggested_from_the_vocabulary_only_if_the_file_has_none(t
     assert without.chat_template is None and without.suggested is not None and without.suggested.name == "huozi"
     assert facts_of_gguf(write_gguf(tmp_path / "b.gguf", tokens=tokens)).suggested is None
     assert facts_of_gguf(write_gguf(tmp_path / "c.gguf", template=None)).suggested is None
+
+
+def test_a_template_is_suggested_from_the_architecture(tmp_path: Path) -> None:
+    tokens = ["<unk>", "<s>", "</s>", *BUILT_IN["deepseek-v4"].marks]
+    file = write_gguf(tmp_path / "a.gguf", template=None, tokens=tokens, eos=2, architecture="deepseek4")
+    assert facts_of_gguf(file).suggested == BUILT_IN["deepseek-v4"]
+    other = write_gguf(tmp_path / "b.gguf", template=None, tokens=tokens, eos=2, architecture="deepseek2")
+    assert facts_of_gguf(other).suggested is None
 
 
 def test_a_folder_gives_its_models_and_a_note_for_other_files(tmp_path: Path) -> None:

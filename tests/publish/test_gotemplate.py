@@ -134,6 +134,9 @@ def test_a_difference_for_some_messages_only_is_a_limit(jinja: str, limit: str) 
         ("blossom", "<|endoftext|>", ("<|endoftext|>", "|Human|:")),
         ("baichuan2", "</s>", ("</s>", "<reserved_106>")),
         ("chatml", "<|endoftext|>", ("<|endoftext|>", "<|im_end|>", "<|im_start|>")),
+        ("deepseek-v4", "<｜end▁of▁sentence｜>", ("<｜end▁of▁sentence｜>", "<｜User｜>")),
+        # it closes its reasoning with the marker that also follows the answer
+        ("kimi-k3", "<|end_of_msg|>", ("<|end_of_msg|>",)),
     ],
 )
 def test_stops_are_eos_the_end_of_an_answer_and_the_opening_of_a_question(

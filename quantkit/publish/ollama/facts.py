@@ -87,7 +87,7 @@ def facts_of_gguf(path: Path) -> Facts:
         size_label=_text(values.get("general.size_label")) or _computed_size_label(headers),
         context_length=_positive_integer(values.get(f"{values.get('general.architecture')}.context_length")),
         chat_template=template,
-        suggested=None if template else _suggested(tokens, f"{name} {path.name}"),
+        suggested=None if template else _suggested(values, f"{name} {path.name}"),
         bos_token=token_texts["bos"] or "",
         eos_token=token_texts["eos"] or "",
         special_tokens={
@@ -165,8 +165,9 @@ def _token(values: Mapping[str, Any], tokens: Any, role: str) -> str | None:
     return _decoded(tokens[number])
 
 
-def _suggested(tokens: Any, name: str) -> BuiltIn | None:
-    suggestion = suggest([_decoded(token) for token in tokens], {}, name)
+def _suggested(values: Mapping[str, Any], name: str) -> BuiltIn | None:
+    tokens = [_decoded(token) for token in values.get(f"{_TOKEN}tokens", ())]
+    suggestion = suggest(tokens, {}, name, _text(values.get("general.architecture")))
     return suggestion.template if suggestion else None
 
 

@@ -157,7 +157,10 @@ def _text(literal: str) -> str:
 
 
 def _stops(wording: Wording, bos: str, eos: str) -> tuple[str, ...]:
-    """The texts that end an answer: EOS, the marker after an answer, and the opening of the user's next turn."""
+    """The texts that end an answer: EOS, the marker after an answer, and the opening of the user's next turn.
+
+    A text that the model also writes before the end is left out: Kimi K3 closes its reasoning as it closes its answer.
+    """
     stops = [eos] if eos else []
     between = [text for place, text in wording.literals.items() if (place.before, place.role) == ("a", "u")]
     for text in between:
@@ -171,6 +174,17 @@ def _stops(wording: Wording, bos: str, eos: str) -> tuple[str, ...]:
         after = remaining.removeprefix(bos).strip() if bos else remaining
         if opening := _MARKER.match(after) or _MARKER.match(remaining):
             stops.append(opening[0])
-        elif remaining:
+        elif remaining and not (eos and eos in remaining):
             stops.append(remaining.splitlines()[0].strip())
-    return tuple(dict.fromkeys(stops))
+    openings = _openings(wording)
+    return tuple(dict.fromkeys(stop for stop in stops if not any(stop in opening for opening in openings)))
+
+
+def _openings(wording: Wording) -> list[str]:
+    """What stands before an answer in the history, and what of it a prompt leaves to the model."""
+    prompts = {place._replace(role="a"): text for place, text in wording.literals.items() if place.role == ""}
+    return [
+        text.removeprefix(prompts[place])
+        for place, text in wording.literals.items()
+        if place in prompts and text.startswith(prompts[place])
+    ]
