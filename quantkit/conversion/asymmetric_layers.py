@@ -7,7 +7,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from quantkit.conversion.gguf_layers import Array, FeedbackRounder, RoundedInput
+from quantkit.conversion.gguf_layers import FeedbackRounder, RoundedInput
+from quantkit.conversion.gguf_matrices import Array
 from quantkit.forward.linears import AFTER_EXPERTS, Input, LayerLinears
 from quantkit.gguf.blocks import FORMATS
 from quantkit.imatrix.names import LinearKey

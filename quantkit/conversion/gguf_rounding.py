@@ -1,0 +1,141 @@
+"""One matrix of a GGUF tensor rounded with error feedback to the types of its files, and written to its place.
+
+A matrix is rounded on the device of torch that has its Gram matrix. Types without integer levels are rounded as in the
+pass over the model.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from gguf import GGMLQuantizationType
+from numpy.typing import NDArray
+
+from quantkit.conversion.gguf_matrices import ROWS, Array, GgufMatrix, Move
+from quantkit.conversion.gguf_pass import Target, quantize_chunk, write_at
+from quantkit.errors import CalibrationError
+from quantkit.forward.arrays import device, place, square
+from quantkit.gguf.blocks import FORMATS
+from quantkit.gguf.kernels import dequantize_rows
+from quantkit.outputs.model import ModelTensor
+from quantkit.quant.asymmetric import correction, holds_exactly
+from quantkit.quant.feedback import Curvature, curvature, quantize_with_feedback, rows_at_once
+from quantkit.quant.held_out import GGUF_RULE, HeldOut, choose_trust, step_sizes
+from quantkit.stream.rounded import AsymmetricSums
+from quantkit.stream.statistics import Statistics
+from quantkit.workers import SERIAL, Workers
+
+# Rows that the sizes of rounding steps are taken from, by groups of so many columns.
+_SAMPLED_ROWS, _GROUP = 128, 32
+
+
+@dataclass(frozen=True)
+class PreparedInput:
+    """What matrices are rounded by. `correction`: see `quant.asymmetric`; None for the weights of the source."""
+
+    curvature: Curvature
+    correction: Array | None = None
+
+
+def prepare_input(
+    matrix: GgufMatrix, sums: Statistics | AsymmetricSums, move: Move | None, workers: Workers
+) -> PreparedInput | str:
+    """H of the input, and the correction of the weights; or why H cannot be used."""
+    statistics, cross = (sums.statistics, sums.cross) if isinstance(sums, AsymmetricSums) else (sums, None)
+    gram, held_out = statistics.gram, statistics.held_out
+    assert gram is not None and held_out is not None
+    workers = workers if device(gram) is None else SERIAL
+    if matrix.columns is not None:
+        order = place(matrix.columns, device(gram))
+        gram, held_out = square(gram, order), square(held_out, order)
+        cross = None if cross is None else square(cross, order)
+    if move is not None:
+        gram, held_out = move.moved.order.gram(gram), move.moved.order.gram(held_out)
+        cross = None if cross is None else move.moved.order.gram(cross)
+    count, name = statistics.gram_tokens, f"the input of {matrix.tensor.name}"
+    try:
+        rows = matrix.middle_rows(_SAMPLED_ROWS)
+        steps = step_sizes(rows if move is None else move.moved.order.columns(rows), _GROUP)
+        held = HeldOut(held_out, statistics.held_out_tokens)
+        trust = choose_trust(gram, count, held, steps, workers, rule=GGUF_RULE)
+        by = curvature(gram, count, damp=trust.damp, shrink=trust.shrink, name=name, workers=workers)
+    except CalibrationError as error:
+        return str(error)
+    return PreparedInput(by, None if cross is None else correction(cross, by, workers))
+
+
+@dataclass(frozen=True)
+class MatrixRounding:
+    """Rounds the matrices of an input: `prepared` as of `prepare_input`, the `importance` of its channels (n_in,)."""
+
+    prepared: PreparedInput | str
+    importance: Array
+    sweeps: int
+    workers: Workers
+
+    def write(self, matrix: GgufMatrix, targets: Sequence[Target], move: Move | None, written: Array | None) -> None:
+        """Round and write a matrix. `written` (n_out, n_in) takes the values of the only target, if it is given."""
+        tensor, prepared = matrix.tensor, self.prepared
+        starts = range(0, matrix.n_rows, matrix.step(ROWS))
+        corrected = self._corrected(matrix, targets)
+        if isinstance(prepared, PreparedInput) and device(prepared.curvature.hessian) is not None:
+            targets = self._write_on_device(matrix, prepared.curvature, targets, move, corrected, written)
+
+        def one(start: int) -> None:
+            rows, floats = matrix.rows(start, starts.step, move)
+            quantized: dict[GGMLQuantizationType, NDArray[np.uint8]] = {}
+            for target in targets:
+                kind = target.slot.type
+                if kind not in quantized:
+                    if _feeds_back(kind, tensor) and isinstance(prepared, PreparedInput):
+                        wanted = floats if kind not in corrected else floats + floats @ corrected[kind]
+                        quantized[kind] = quantize_with_feedback(kind, wanted, prepared.curvature, sweeps=self.sweeps)
+                    else:
+                        quantized[kind] = quantize_chunk(kind, rows, floats, tensor, self.importance, target.label)
+                write_at(target, quantized[kind], matrix.first_row + start)
+                if written is not None:
+                    written[start : start + len(rows)] = dequantize_rows(kind, quantized[kind], tensor.n_columns)
+
+        if targets:
+            self.workers.map(one, list(starts))
+
+    def _corrected(self, matrix: GgufMatrix, targets: Sequence[Target]) -> dict[GGMLQuantizationType, Array]:
+        """The correction for the types that are not exact for the weights."""
+        if isinstance(self.prepared, str) or self.prepared.correction is None:
+            return {}
+        rows, kinds = matrix.middle_rows(_SAMPLED_ROWS), {target.slot.type for target in targets}.intersection(FORMATS)
+        return {kind: self.prepared.correction for kind in kinds if not holds_exactly(kind, rows, self.importance)}
+
+    def _write_on_device(
+        self,
+        matrix: GgufMatrix,
+        by: Curvature,
+        targets: Sequence[Target],
+        move: Move | None,
+        corrected: Mapping[GGMLQuantizationType, Array],
+        written: Array | None,
+    ) -> list[Target]:
+        """Round and write on the device of torch that has `by`; the targets whose type has no levels are left."""
+        n_columns = matrix.tensor.n_columns
+        own = [target for target in targets if _feeds_back(target.slot.type, matrix.tensor)]
+        read = matrix.step(ROWS)
+        size = read * max(1, rows_at_once(n_columns) // read)
+        for start in range(0, matrix.n_rows if own else 0, size):
+            starts = range(start, min(start + size, matrix.n_rows), read)
+            pieces = self.workers.map(lambda at: matrix.rows(at, read, move)[1], list(starts))
+            weight = place(np.concatenate(pieces), device(by.hessian))
+            del pieces
+            for kind in dict.fromkeys(target.slot.type for target in own):
+                wanted = weight if kind not in corrected else weight + weight @ corrected[kind]
+                rounded = quantize_with_feedback(kind, wanted, by, sweeps=self.sweeps, workers=self.workers)
+                if written is not None:
+                    written[start : start + len(rounded)] = dequantize_rows(kind, rounded, n_columns)
+                for target in own:
+                    if target.slot.type == kind:
+                        write_at(target, rounded, matrix.first_row + start)
+        return [target for target in targets if target not in own]
+
+
+def _feeds_back(kind: GGMLQuantizationType, tensor: ModelTensor) -> bool:
+    """Whether `tensor` is rounded to `kind` with error feedback."""
+    return kind in FORMATS and kind != tensor.type
