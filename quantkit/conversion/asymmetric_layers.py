@@ -1,6 +1,7 @@
 """Layers of GGUF files rounded input by input, each matrix for the inputs that its own file's rounded layers give.
 
 See `quant.asymmetric`. Every file follows a stream of its own, because its types decide what its matrices receive.
+A file without types that are rounded with error feedback (F16) has no stream.
 """
 
 from collections.abc import Mapping
@@ -39,6 +40,11 @@ class AsymmetricRounder(FeedbackRounder):
         if all(entry.key == AFTER_EXPERTS for entry in layer.inputs):
             return
         moves = dict(self.moves(layer, expert, tensors, sums)) if self.plan.request.reorder else {}
+        others = {output.label for output in self.plan.outputs}.difference(self.streams)
+        for entry in layer.inputs if others else ():
+            if entry.expert == expert:
+                keys = [(linear.name, linear.index) for linear in entry.linears]
+                self.quantize_without_feedback(keys, sums[entry.key], others)
         source = dict(tensors)
         for label, stream in self.streams.items():
             rounded = {name: np.array(values) for name, values in tensors.items()}

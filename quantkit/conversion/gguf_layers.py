@@ -4,7 +4,7 @@ The bytes go to their place in the partial files. The pass over the model then l
 matrices are on a device of torch, the matrices are rounded there.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -152,6 +152,16 @@ class FeedbackRounder:
                     rounding.write(matrix, some, change, written)
                     if seen is not None and written is not None and key in seen.source:
                         matrix.restore(written, change, seen.source[key], seen.rounded[key])
+
+    def quantize_without_feedback(
+        self, linears: Iterable[LinearKey], statistics: Statistics, labels: Collection[str]
+    ) -> None:
+        """Write the matrices of the linears that read one input into the files `labels`, rounded as in the pass."""
+        for matrix in (matrix for key in linears for matrix in self._matrices.get(key, [])):
+            targets = [target for target in self._targets[matrix.tensor.name] if target.label in labels]
+            importance = _importance(statistics, matrix.columns)
+            rounding = MatrixRounding("", importance, self.plan.request.sweeps, self.workers)
+            rounding.write(matrix, targets, None, None)
 
     def _note(self, matrix: GgufMatrix, prepared: PreparedInput | str) -> None:
         """Note that the matrix is rounded, and why it is without feedback."""

@@ -154,6 +154,22 @@ def test_tensors_without_a_gram_matrix_or_levels_have_llama_cpps_bytes(outputs: 
         assert without["blk.0.ffn_down.weight"] == "IQ3_S has no integer levels" if "IQ3_S" in path.stem else True
 
 
+@pytest.mark.parametrize("quality", ["high", "best"])
+def test_files_without_types_that_are_fed_back_are_what_they_are_alone(
+    quality: str, source: Path, tmp_path: Path
+) -> None:
+    """Its matrices belong to tensors that another file of the command rounds with error feedback."""
+    for out, words in (("alone", ()), ("beside", ("-t", "q4_0", "--quality", quality, *CUT))):
+        assert quantkit("gguf", source, "-t", "f16", *words, "--no-logits", "-o", tmp_path / out).code == 0
+    alone, beside = (
+        {tensor.name: tensor.data for tensor in GGUFReader(next((tmp_path / out).rglob("*F16.gguf"))).tensors}
+        for out in ("alone", "beside")
+    )
+    assert alone.keys() == beside.keys()
+    for name, values in alone.items():
+        np.testing.assert_array_equal(beside[name], values, name)
+
+
 @pytest.mark.usefixtures("blas_of_many_threads")
 @pytest.mark.parametrize(
     ("model", "quality"),
