@@ -7,7 +7,7 @@ folders with further files.
 from quantkit.families.base.family import Canonical, Computed, Dropped, Family, Key, Rule, Take
 from quantkit.families.base.hyperparameters import Hyperparameters, read_hyperparameters
 from quantkit.families.base.mapped import MappedTensor, Part
-from quantkit.families.base.mapping import canonical_checkpoint, left_out, map_projector, map_tensors
+from quantkit.families.base.mapping import canonical_checkpoint, left_out, map_projector, map_tensors, why_missing
 from quantkit.families.base.opening import open_model
 from quantkit.families.base.projector import Projector
 from quantkit.families.base.reading import read_mapped
@@ -60,4 +60,5 @@ __all__ = [
     "reference_logits",
     "token_roles",
     "traits_of",
+    "why_missing",
 ]

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,8 @@ from quantkit.checkpoint import Checkpoint
 from quantkit.checkpoint.folder import read_small_file
 from quantkit.checkpoint.jsonfile import parse_object
 from quantkit.checkpoint.quantized.settings import quantization_config
-from quantkit.errors import CheckpointError
-from quantkit.families import find_architecture, open_model
+from quantkit.errors import CheckpointError, QuantkitError
+from quantkit.families import find_architecture, find_family, open_model, why_missing
 from quantkit.families.base.native import Native, Source
 from quantkit.forward.forward import Decoder
 from quantkit.forward.weights import Array, Weights
@@ -23,6 +24,11 @@ from quantkit.packed.registry import type_of
 # Elements of a quantized linear to unpack at once: the integers take several times the bytes of the result.
 _UNPACKED = 1 << 24
 _FLOATS = ("F16", "BF16", "F32", "F64")
+
+
+@dataclass(frozen=True)
+class _Stored:
+    shape: tuple[int, ...]
 
 
 class Dequantized:
@@ -54,12 +60,28 @@ class Dequantized:
         """Rows start to stop of a tensor seen as (prod(shape[:-1]), shape[-1]), in float32 if it is a quantized linear.
 
         Raises:
-            LookupError: the tensor does not exist.
+            CheckpointError: the tensor does not exist.
         """
+        self._require(name)
         return self.opened.rows(name, start, stop)
 
+    def _require(self, name: str) -> None:
+        """Raise CheckpointError for a name that the folder lacks: other tools name some modules otherwise."""
+        if name in self.opened.names or name in self.opened.tensors:
+            return
+        stored = {known: _Stored(shape) for known, shape in self.tensors.items()}
+        try:
+            family = find_family(self.config)
+            sizes = family.sizes(self.config, stored)
+        except QuantkitError:
+            raise CheckpointError(
+                f"tensor {name} is missing from the checkpoint; download the checkpoint again"
+            ) from None
+        raise why_missing(family, sizes, stored, name)
+
     def whole(self, name: str) -> NDArray[Any]:
-        """The tensor in its shape. Raises LookupError if it does not exist."""
+        """The tensor in its shape. Raises CheckpointError if it does not exist."""
+        self._require(name)
         linear = self.opened.linears.get(name.removesuffix(".weight"))
         if linear is None or not name.endswith(".weight"):
             return self.opened.whole(name)

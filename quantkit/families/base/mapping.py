@@ -1,6 +1,5 @@
 """The mapping of a checkpoint's tensors by a family's rules, onto GGUF or onto the native architecture."""
 
-import difflib
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
@@ -16,11 +15,11 @@ from quantkit.families.base.mapped import MXFP4_BLOCK, MappedTensor, Part
 from quantkit.families.base.multimodal import without_images
 from quantkit.families.base.projector import Projector, Tower
 from quantkit.families.base.rotary import interleave_rotary_rows
+from quantkit.families.base.unmatched import is_known, known_names, missing_tensor, unknown_tensors
 
 # Buffers that old checkpoints carry and every runtime recomputes.
 _BUFFERS = Dropped(r".*\.(rotary_emb\.inv_freq|attention\.masked_bias|attention\.bias|attn\.masked_bias|attn\.bias)")
 # Placeholders of a source name over which tensors are stacked, and the size that counts them.
-_FIRST = dict.fromkeys(("layer", "draft", "expert", "head", "kv_head", "stream"), 0)
 _STACKED = {"expert": "n_expert", "head": "n_head", "kv_head": "n_head_kv", "stream": "n_stream"}
 
 
@@ -56,6 +55,11 @@ def map_projector(projector: Projector, tower: Tower, tensors: Mapping[str, Shap
     Raises CheckpointError and UnsupportedError as `map_tensors`.
     """
     return _Mapper(projector, tower, tensors).map((*projector.rules, *projector.computed_rules(tower)))
+
+
+def why_missing(family: Family, sizes: Hyperparameters, tensors: Mapping[str, Shaped], name: str) -> CheckpointError:
+    """The error for a tensor that a forward needs under this name and the checkpoint lacks; see `missing_tensor`."""
+    return _Mapper(family, sizes, tensors).missing(name)
 
 
 def left_out(family: Family, sizes: Hyperparameters, tensors: Mapping[str, Shaped]) -> list[str]:
@@ -122,6 +126,7 @@ def _renamer(family: Family | Projector) -> Callable[[str], str]:
 class _Mapper:
     def __init__(self, family: Family | Projector, sizes: Hyperparameters, tensors: Mapping[str, Shaped]) -> None:
         self.family, self.sizes, self.tensors = family, sizes, tensors
+        self.rules = family.rules
         # name as the rules have it -> name in the checkpoint
         rename = _renamer(family)
         self.names = {rename(name): name for name in tensors}
@@ -136,7 +141,21 @@ class _Mapper:
         """What the rules describe."""
         return self.family.name if isinstance(self.family, Projector) else f"the {self.family.name} family"
 
+    def missing(self, name: str, *, head: bool = False) -> CheckpointError:
+        """The error for a tensor that the checkpoint lacks under this name; see `missing_tensor`."""
+        if name in self.names:
+            unknown = [self.names[name]]
+        else:
+            known = known_names(self.rules)
+            unknown = [
+                source
+                for other, source in self.names.items()
+                if not (is_known(other, known) or self.is_dropped(source) or self._is_scalar(other))
+            ]
+        return missing_tensor(name, self.sizes, unknown, head=head)
+
     def map(self, rules: tuple[Rule, ...]) -> list[MappedTensor]:
+        self.rules = rules
         by_target: dict[tuple[str, bool], list[Rule]] = {}
         for rule in rules:
             if rule.when is None or rule.when(self.sizes):
@@ -153,7 +172,7 @@ class _Mapper:
             if name not in self.used and not self.is_dropped(source) and not self._is_scalar(name)
         ]
         if unknown:
-            self._refuse_unknown(rules, unknown)
+            raise unknown_tensors(unknown, rules, self.sizes.n_layer, self._whole)
         return mapped
 
     def _layers(self, rule: Rule) -> Iterable[int | None]:
@@ -215,7 +234,7 @@ class _Mapper:
         shape = self._shape(rule, layer)
         for name in names:
             if name not in self.names:
-                raise CheckpointError(_missing(rule, name, sizes))
+                raise self.missing(name, head=rule.tied_to_embedding)
             actual = tuple(self.tensors[self.names[name]].shape)
             if actual != shape:
                 raise CheckpointError(
@@ -291,34 +310,9 @@ class _Mapper:
             self.cuts[key] = tuple(_resolved(cut, shape) for cut in cuts), several
         return self.cuts[key]
 
-    def _refuse_unknown(self, rules: tuple[Rule, ...], unknown: list[str]) -> None:
-        n_layer = self.sizes.n_layer
-        beyond = [
-            name
-            for name in unknown
-            if any(int(n) >= n_layer for n in re.findall(r"(?:layers?|blocks|h)\.(\d+)\.", name))
-        ]
-        if beyond:
-            raise CheckpointError(
-                f"tensor {beyond[0]} is beyond the {n_layer} layers of config.json; use the config.json that belongs to"
-                " these weights"
-            )
-        known = [rule.source.format(**_FIRST, part=(*rule.parts, "")[0]) for rule in rules]
-        close = difflib.get_close_matches(re.sub(r"\.\d+\.", ".0.", unknown[0]), known, n=1)
-        more = f" (and {len(unknown) - 1} more)" if len(unknown) > 1 else ""
-        hint = f"; the nearest known name is {close[0]}" if close else ""
-        raise UnsupportedError(f"tensor {unknown[0]}{more} is not part of {self._whole}{hint}")
-
 
 def _stacked_over(rule: Rule) -> str | None:
     return next((name for name in _STACKED if f"{{{name}}}" in rule.source), None)
-
-
-def _missing(rule: Rule, name: str, sizes: Hyperparameters) -> str:
-    experts = f" of {sizes.n_expert} experts" if sizes.n_expert else ""
-    head = " and a separate output head (tie_word_embeddings is false)" if rule.tied_to_embedding else ""
-    described = f"config.json describes {sizes.n_layer} layers{experts}{head}"
-    return f"tensor {name} is missing from the checkpoint, but {described}; download the checkpoint again"
 
 
 def _resolved(take: Take, shape: tuple[int, ...]) -> Take:
