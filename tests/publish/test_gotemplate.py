@@ -135,8 +135,6 @@ def test_a_difference_for_some_messages_only_is_a_limit(jinja: str, limit: str) 
         ("baichuan2", "</s>", ("</s>", "<reserved_106>")),
         ("chatml", "<|endoftext|>", ("<|endoftext|>", "<|im_end|>", "<|im_start|>")),
         ("deepseek-v4", "<｜end▁of▁sentence｜>", ("<｜end▁of▁sentence｜>", "<｜User｜>")),
-        # it closes its reasoning with the marker that also follows the answer
-        ("kimi-k3", "<|end_of_msg|>", ("<|end_of_msg|>",)),
     ],
 )
 def test_stops_are_eos_the_end_of_an_answer_and_the_opening_of_a_question(
@@ -144,6 +142,11 @@ def test_stops_are_eos_the_end_of_an_answer_and_the_opening_of_a_question(
 ) -> None:
     template = synthesize(BUILT_IN[name].text, bos_token="<s>", eos_token=eos, adds_bos=False)
     assert template.stops == stops
+
+
+def test_a_model_that_closes_its_reasoning_as_its_answer_is_refused() -> None:
+    with pytest.raises(TemplateRefused, match=r"writes <\|close\|> before its answer too"):
+        synthesize(BUILT_IN["kimi-k3"].text, bos_token="", eos_token="<|end_of_msg|>", adds_bos=False)
 
 
 def test_huozis_chinese_roles_come_out_as_its_jinja_template_writes_them() -> None:

@@ -39,7 +39,8 @@ def synthesize(
     `special_tokens` are further tokens that the template may name (`unk_token`).
 
     Raises:
-        TemplateRefused: no Go template is exact, or the Jinja template itself fails; the message has the reason.
+        TemplateRefused: no Go template is exact, no stop ends only an answer, or the Jinja template itself fails; the
+            message has the reason.
         TemplateError: the template runs out of time or memory.
     """
     options = {"bos_token": bos_token, "eos_token": eos_token, "special_tokens": dict(special_tokens or {})}
@@ -159,7 +160,7 @@ def _text(literal: str) -> str:
 def _stops(wording: Wording, bos: str, eos: str) -> tuple[str, ...]:
     """The texts that end an answer: EOS, the marker after an answer, and the opening of the user's next turn.
 
-    A text that the model also writes before the end is left out: Kimi K3 closes its reasoning as it closes its answer.
+    Raises TemplateRefused if the model writes that marker before its answer too, as Kimi K3 does after its reasoning.
     """
     stops = [eos] if eos else []
     between = [text for place, text in wording.literals.items() if (place.before, place.role) == ("a", "u")]
@@ -168,16 +169,17 @@ def _stops(wording: Wording, bos: str, eos: str) -> tuple[str, ...]:
         if eos and remaining.startswith(eos):
             remaining = remaining.removeprefix(eos).strip()
         elif first := _MARKER.match(remaining):
+            if any(first[0] in opening for opening in _openings(wording)):
+                raise TemplateRefused(f"the model writes {first[0]} before its answer too, and Ollama would end there")
             stops.append(first[0])
             remaining = remaining.removeprefix(first[0]).strip()
         # A BOS before [INST] does not open a turn; a BOS that is the marker of a turn, before a role's name, does.
         after = remaining.removeprefix(bos).strip() if bos else remaining
         if opening := _MARKER.match(after) or _MARKER.match(remaining):
             stops.append(opening[0])
-        elif remaining and not (eos and eos in remaining):
+        elif remaining:
             stops.append(remaining.splitlines()[0].strip())
-    openings = _openings(wording)
-    return tuple(dict.fromkeys(stop for stop in stops if not any(stop in opening for opening in openings)))
+    return tuple(dict.fromkeys(stops))
 
 
 def _openings(wording: Wording) -> list[str]:
