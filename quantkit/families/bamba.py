@@ -20,7 +20,8 @@ from quantkit.families.base.rotary import interleave_rotary_rows
 from quantkit.families.llama import llama_keys
 from quantkit.forward.config_keys import Config
 from quantkit.forward.description import Architecture, FeedForward
-from quantkit.forward.mixers import Attention, Mamba2
+from quantkit.forward.mixers import Attention
+from quantkit.forward.recurrent_mixers import Mamba2
 
 _FAMILY = "Bamba"
 _AT, _TO = "model.layers.{layer}", "blk.{layer}"

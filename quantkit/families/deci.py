@@ -18,7 +18,7 @@ from quantkit.families.base.refusals import SILU, only, plain_yarn
 from quantkit.families.llama import ATTENTION, ENDS, MLP, llama3_rope_factors
 from quantkit.forward.config_keys import Config
 from quantkit.forward.description import Architecture
-from quantkit.forward.mixers import OneLinear
+from quantkit.forward.recurrent_mixers import OneLinear
 
 _AT, _TO = "model.layers.{layer}", "blk.{layer}"
 _FAMILY = "DeciLM"

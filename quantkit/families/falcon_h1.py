@@ -19,7 +19,8 @@ from quantkit.families.base.refusals import SILU, only
 from quantkit.families.base.traits import Traits
 from quantkit.forward.config_keys import Config
 from quantkit.forward.description import Architecture, FeedForward
-from quantkit.forward.mixers import Attention, Mamba2
+from quantkit.forward.mixers import Attention
+from quantkit.forward.recurrent_mixers import Mamba2
 from quantkit.forward.settings import number_of
 
 _NAME = "Falcon-H1"

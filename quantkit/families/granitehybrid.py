@@ -22,7 +22,7 @@ from quantkit.families.granitemoe import FORWARD as MOE_FORWARD
 from quantkit.families.llama import ATTENTION, ENDS, llama3_rope_factors
 from quantkit.forward.config_keys import Config, given
 from quantkit.forward.description import FeedForward
-from quantkit.forward.mixers import Mamba2
+from quantkit.forward.recurrent_mixers import Mamba2
 from quantkit.forward.settings import size_of
 
 _NAME = "Granite 4"

@@ -17,8 +17,9 @@ from quantkit.families.base.refusals import SILU, only
 from quantkit.families.base.traits import Traits
 from quantkit.forward.config_keys import Config
 from quantkit.forward.description import Architecture, Experts, FeedForward
-from quantkit.forward.mixers import Attention, Mamba
+from quantkit.forward.mixers import Attention
 from quantkit.forward.parts import Form
+from quantkit.forward.recurrent_mixers import Mamba
 from quantkit.tokenizer.roles import TokenRoles
 
 _NAME = "Jamba"

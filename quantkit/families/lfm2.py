@@ -18,7 +18,8 @@ from quantkit.families.base.refusals import only
 from quantkit.families.base.traits import Traits
 from quantkit.forward.config_keys import Config, given
 from quantkit.forward.description import Architecture, FeedForward
-from quantkit.forward.mixers import Attention, ShortConvolution
+from quantkit.forward.mixers import Attention
+from quantkit.forward.recurrent_mixers import ShortConvolution
 
 _CONVOLUTION, _ATTENTION = "conv", "full_attention"
 

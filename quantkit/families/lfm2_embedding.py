@@ -13,7 +13,7 @@ from quantkit.families.base.encoder import encoder_cautions
 from quantkit.families.base.family import Dropped, Family, Key, Rule
 from quantkit.families.base.hyperparameters import Hyperparameters
 from quantkit.families.base.pooling import DENSE, pooling_keys
-from quantkit.forward.mixers import ShortConvolution
+from quantkit.forward.recurrent_mixers import ShortConvolution
 
 _FAMILY = "LFM2 embedding"
 _CAUSAL, _BOTH_WAYS, _MASKED = "Lfm2Model", "Lfm2BidirectionalModel", "Lfm2BidirectionalForMaskedLM"

@@ -14,8 +14,8 @@ from quantkit.families.base.refusals import SILU, only
 from quantkit.families.base.traits import Traits
 from quantkit.forward.config_keys import Config
 from quantkit.forward.description import Architecture
-from quantkit.forward.mixers import Mamba
 from quantkit.forward.parts import Norm
+from quantkit.forward.recurrent_mixers import Mamba
 
 CONTEXT = 1 << 20
 _FALCON = "FalconMambaForCausalLM"

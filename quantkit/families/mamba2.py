@@ -14,7 +14,7 @@ from quantkit.families.base.mamba import mamba2_dimensions, mamba2_rules, no_tim
 from quantkit.families.base.traits import Traits
 from quantkit.families.mamba import ENDS, IDLE, NORM, RENAME, shared_keys, without_attention
 from quantkit.families.mamba import FORWARD as MAMBA
-from quantkit.forward.mixers import Mamba2
+from quantkit.forward.recurrent_mixers import Mamba2
 from quantkit.forward.settings import size_of
 
 _NAME = "Mamba 2"

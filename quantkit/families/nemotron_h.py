@@ -18,8 +18,9 @@ from quantkit.families.base.refusals import SILU, only
 from quantkit.families.base.traits import Traits
 from quantkit.forward.config_keys import Config, given
 from quantkit.forward.description import Architecture, Experts, FeedForward
-from quantkit.forward.mixers import Attention, Mamba2
+from quantkit.forward.mixers import Attention
 from quantkit.forward.parts import Form
+from quantkit.forward.recurrent_mixers import Mamba2
 from quantkit.forward.settings import flag, number_of, size_of
 
 _NAME = "Nemotron-H"

@@ -27,8 +27,9 @@ from quantkit.families.qwen2 import ROPE_KINDS
 from quantkit.families.qwen3vl import QWEN3_5_PROJECTOR
 from quantkit.forward.config_keys import Config, given, head_dim
 from quantkit.forward.description import Architecture
-from quantkit.forward.mixers import Attention, DeltaNet
+from quantkit.forward.mixers import Attention
 from quantkit.forward.parts import Norm
+from quantkit.forward.recurrent_mixers import DeltaNet
 from quantkit.forward.settings import HEAD_NORMS
 
 _KINDS = ("linear_attention", "full_attention")

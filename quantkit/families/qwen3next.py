@@ -31,7 +31,7 @@ from quantkit.families.qwen35 import (
 )
 from quantkit.families.qwen35moe import EXPERT_RULES, all_dimensions
 from quantkit.families.qwen35moe import FORWARD as QWEN35_MOE
-from quantkit.forward.mixers import DeltaNet
+from quantkit.forward.recurrent_mixers import DeltaNet
 from quantkit.forward.settings import flag
 
 _LINEAR, _TO = "model.layers.{layer}.linear_attn", "blk.{layer}"

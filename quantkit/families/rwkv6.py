@@ -16,8 +16,8 @@ from quantkit.families.base.hyperparameters import Hyperparameters, number, opti
 from quantkit.families.base.refusals import only
 from quantkit.families.base.traits import Traits
 from quantkit.forward.description import Architecture
-from quantkit.forward.mixers import ChannelMix, TimeMix
 from quantkit.forward.parts import Norm
+from quantkit.forward.recurrent_mixers import ChannelMix, TimeMix
 
 CONTEXT = 1 << 20
 GROUP_NORM_EPS = 64e-5

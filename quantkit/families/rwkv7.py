@@ -15,8 +15,9 @@ from quantkit.families.base.refusals import only
 from quantkit.families.base.traits import Traits
 from quantkit.families.rwkv6 import CONTEXT, NOT_LOADED, heads_of, one_epsilon
 from quantkit.forward.description import Architecture
-from quantkit.forward.mixers import Attention, ChannelMix, Goose, TimeMix
+from quantkit.forward.mixers import Attention
 from quantkit.forward.parts import Norm
+from quantkit.forward.recurrent_mixers import ChannelMix, Goose, TimeMix
 
 _FAMILY = "RWKV 7"
 _MIXED = ("r", "w", "k", "v", "a", "g")

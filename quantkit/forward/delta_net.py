@@ -15,8 +15,8 @@ from quantkit.forward.arrays import Array, device, namespace
 from quantkit.forward.chunks import Decays, identity, recurrence, softplus, strictly_lower
 from quantkit.forward.config_keys import Config
 from quantkit.forward.layer import Layer
-from quantkit.forward.mixers import DeltaNet
 from quantkit.forward.parts import Norm
+from quantkit.forward.recurrent_mixers import DeltaNet
 from quantkit.forward.short_convolution import convolved
 
 _PLAIN = Norm()

@@ -11,18 +11,9 @@ from typing import Any, Literal
 
 from quantkit.forward.config_keys import Config
 from quantkit.forward.kimi_parts import KimiDelta, Latent, ResidualAttention
-from quantkit.forward.mixers import (
-    Attention,
-    ChannelMix,
-    CompressedAttention,
-    DeltaNet,
-    Mamba,
-    Mamba2,
-    OneLinear,
-    ShortConvolution,
-    TimeMix,
-)
+from quantkit.forward.mixers import Attention, CompressedAttention
 from quantkit.forward.parts import Form, Norm
+from quantkit.forward.recurrent_mixers import ChannelMix, DeltaNet, Mamba, Mamba2, OneLinear, ShortConvolution, TimeMix
 
 
 @dataclass(frozen=True)

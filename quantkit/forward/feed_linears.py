@@ -7,7 +7,7 @@ from quantkit.forward.config_keys import given
 from quantkit.forward.description import Experts, FeedForward
 from quantkit.forward.layer_parts import LayerNames, Part, rows
 from quantkit.forward.linears import AFTER_EXPERTS, Input, Linear, NormFold, RowFold
-from quantkit.forward.mixers import ChannelMix
+from quantkit.forward.recurrent_mixers import ChannelMix
 
 
 def feed_forward(

@@ -9,7 +9,7 @@ from quantkit.forward.arithmetic import activation
 from quantkit.forward.arrays import Array, empty, namespace
 from quantkit.forward.chunks import softplus
 from quantkit.forward.layer import Layer
-from quantkit.forward.mixers import Mamba
+from quantkit.forward.recurrent_mixers import Mamba
 from quantkit.forward.short_convolution import convolved
 
 _STEP_ELEMENTS = 1 << 22

@@ -16,8 +16,8 @@ from quantkit.forward.arrays import Array, device, namespace, place
 from quantkit.forward.chunks import Decays, recurrence, softplus
 from quantkit.forward.config_keys import Config
 from quantkit.forward.layer import Layer
-from quantkit.forward.mixers import Mamba2
 from quantkit.forward.parts import Norm
+from quantkit.forward.recurrent_mixers import Mamba2
 from quantkit.forward.short_convolution import convolved
 
 _PLAIN = Norm()

@@ -9,17 +9,8 @@ from quantkit.forward.description import Architecture, Laurel
 from quantkit.forward.kimi_parts import KimiDelta
 from quantkit.forward.layer_parts import NO_PART, LayerNames, Part, rows, rows_of_heads, side_by_side
 from quantkit.forward.linears import Input, Linear, NormFold, RowFold
-from quantkit.forward.mixers import (
-    Attention,
-    BlockIndexer,
-    CompressedAttention,
-    DeltaNet,
-    Indexer,
-    Mamba,
-    Mamba2,
-    ShortConvolution,
-    TimeMix,
-)
+from quantkit.forward.mixers import Attention, BlockIndexer, CompressedAttention, Indexer
+from quantkit.forward.recurrent_mixers import DeltaNet, Mamba, Mamba2, ShortConvolution, TimeMix
 from quantkit.forward.time_mix import BARE, low_rank_names
 
 

@@ -2,7 +2,7 @@
 
 from quantkit.forward.arrays import Array
 from quantkit.forward.layer import Layer
-from quantkit.forward.mixers import ShortConvolution
+from quantkit.forward.recurrent_mixers import ShortConvolution
 
 
 def convolved(x: Array, layer: Layer, name: str, *, centered: bool = False) -> Array:

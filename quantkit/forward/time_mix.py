@@ -12,8 +12,8 @@ import math
 from quantkit.forward.arithmetic import activation, normalise, sigmoid
 from quantkit.forward.arrays import Array, empty, namespace
 from quantkit.forward.layer import Context, Layer
-from quantkit.forward.mixers import ChannelMix, Goose, TimeMix
 from quantkit.forward.parts import Form, Norm
+from quantkit.forward.recurrent_mixers import ChannelMix, Goose, TimeMix
 
 _GROUP_NORM_EPS = 64e-5
 _UNIT_EPS = 1e-12
