@@ -14,9 +14,10 @@ from quantkit.errors import CheckpointError, UnsupportedError
 from quantkit.families import granitehybrid
 from quantkit.families.base.family import Family, Key, Rule, Take
 from quantkit.families.base.hyperparameters import Hyperparameters, size
-from quantkit.families.base.mamba import mamba2_dimensions, mamba2_keys, mamba2_rules, no_time_limits
+from quantkit.families.base.mamba import mamba2_keys, mamba2_rules, no_time_limits
 from quantkit.families.base.refusals import SILU, only
 from quantkit.families.base.rotary import interleave_rotary_rows
+from quantkit.families.granitehybrid import mamba_channels, mamba_dimensions
 from quantkit.families.llama import llama_keys
 from quantkit.forward.config_keys import Config
 from quantkit.forward.description import Architecture, FeedForward
@@ -50,21 +51,6 @@ def _keys_of(sizes: Hyperparameters) -> Take:
     return Take(_turned_rows(sizes.n_head_kv, sizes.head_dim, sizes.head_dim // 2), step=sizes.head_dim)
 
 
-def _mamba_dimensions(config: Config) -> dict[str, int]:
-    return mamba2_dimensions(
-        size(config, "hidden_size"),
-        size(config, "mamba_expand") * size(config, "hidden_size"),
-        size(config, "mamba_n_heads"),
-        size(config, "mamba_n_groups"),
-        size(config, "mamba_d_state"),
-        size(config, "mamba_d_conv"),
-    )
-
-
-def _channels(sizes: Hyperparameters) -> int:
-    return _mamba_dimensions(sizes.config)["ssm_channels"]
-
-
 def _attention(name: str, target: str, *shape: str, take: Callable[[Hyperparameters], Take] | None = None) -> Rule:
     names = f"{_AT}.self_attn.{name}.weight", f"{_TO}.{target}.weight"
     return Rule(*names, shape, layers=_layers_with(mamba=False), take=take)
@@ -77,9 +63,7 @@ RULES = (
     _attention("k_proj", "attn_k", "kv", "hidden", take=_keys_of),
     _attention("v_proj", "attn_v", "kv", "hidden"),
     _attention("o_proj", "attn_output", "hidden", "q"),
-    *mamba2_rules(
-        f"{_AT}.mamba.", lambda sizes: _mamba_dimensions(sizes.config)["ssm_channels"], _layers_with(mamba=True)
-    ),
+    *mamba2_rules(f"{_AT}.mamba.", mamba_channels, _layers_with(mamba=True)),
     Rule(f"{_AT}.feed_forward.gate_proj.weight", f"{_TO}.ffn_gate.weight", ("ffn", "hidden")),
     Rule(f"{_AT}.feed_forward.up_proj.weight", f"{_TO}.ffn_up.weight", ("ffn", "hidden")),
     Rule(f"{_AT}.feed_forward.down_proj.weight", f"{_TO}.ffn_down.weight", ("hidden", "ffn")),
@@ -144,7 +128,7 @@ def _prepare(config: dict[str, Any]) -> dict[str, Any]:
             f"config.json: attn_layer_indices lists no layer, but llama.cpp runs {_FAMILY} only with an attention layer"
         )
     mamba_heads, width = size(config, "mamba_n_heads"), config.get("mamba_d_head")
-    inner = _mamba_dimensions(config)["ssm_inner"]
+    inner = mamba_dimensions(config)["ssm_inner"]
     if width not in (None, "auto") and mamba_heads * size(config, "mamba_d_head") != inner:
         raise CheckpointError(
             f"config.json: mamba_n_heads {mamba_heads} times mamba_d_head {width} is not mamba_expand times hidden_size"
@@ -163,7 +147,7 @@ def _keys(arch: str, sizes: Hyperparameters) -> list[Key]:
     }
     return [
         *(changed.get(key.name, key) for key in llama_keys(arch, sizes)),
-        *mamba2_keys(arch, _mamba_dimensions(config), size(config, "mamba_d_state")),
+        *mamba2_keys(arch, mamba_dimensions(config), size(config, "mamba_d_state")),
         Key(f"{arch}.rope.scaling.finetuned", "bool", True),
     ]
 
@@ -193,7 +177,7 @@ FAMILY = Family(
     keys=_keys,
     defaults=DEFAULTS,
     prepare=_prepare,
-    dimensions=lambda sizes: _mamba_dimensions(sizes.config),
+    dimensions=lambda sizes: mamba_dimensions(sizes.config),
     rope_kinds=("default",),
     no_effect=("mamba_chunk_size", "num_logits_to_keep", "z_loss_coefficient"),
     forward=FORWARD,

@@ -399,7 +399,7 @@ FAMILY = Family(
     ),
     dropped=(
         Dropped(r"(model\.)?mtp\..*", "llama.cpp's converter leaves the layers that predict a later token out"),
-        Dropped(r"(aligner\.|image_|vision).*", "the model's eyes are no part of its text model"),
+        Dropped(r"(aligner\.|image_|vision).*", "the vision tower is no part of the text model"),
         # the table chooses there
         Dropped(r"(model\.)?layers\.{layer}\.ffn\.gate\.bias", layers=_hashed),
     ),

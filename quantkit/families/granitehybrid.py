@@ -63,11 +63,11 @@ def _dimensions(sizes: Hyperparameters) -> dict[str, int]:
         "gate_up": 2 * sizes.ffn,
         "shared_ffn": shared,
         "shared_gate_up": 2 * shared,
-        **_mamba_dimensions(sizes.config),
+        **mamba_dimensions(sizes.config),
     }
 
 
-def _mamba_dimensions(config: Mapping[str, Any]) -> dict[str, int]:
+def mamba_dimensions(config: Mapping[str, Any]) -> dict[str, int]:
     return mamba2_dimensions(
         size(config, "hidden_size"),
         size(config, "mamba_expand") * size(config, "hidden_size"),
@@ -78,8 +78,8 @@ def _mamba_dimensions(config: Mapping[str, Any]) -> dict[str, int]:
     )
 
 
-def _channels(sizes: Hyperparameters) -> int:
-    return _mamba_dimensions(sizes.config)["ssm_channels"]
+def mamba_channels(sizes: Hyperparameters) -> int:
+    return mamba_dimensions(sizes.config)["ssm_channels"]
 
 
 def _half(half: int) -> Callable[[Hyperparameters], Take]:
@@ -145,7 +145,7 @@ def _keys(arch: str, sizes: Hyperparameters) -> list[Key]:
         keys.append(Key(f"{arch}.expert_shared_feed_forward_length", "u32", _shared(sizes)))
     return [
         *keys,
-        *mamba2_keys(arch, _mamba_dimensions(config), size(config, "mamba_d_state")),
+        *mamba2_keys(arch, mamba_dimensions(config), size(config, "mamba_d_state")),
         Key(f"{arch}.rope.scaling.finetuned", "bool", not hybrid),
     ]
 
@@ -172,7 +172,7 @@ def _prepare(config: dict[str, Any]) -> dict[str, Any]:
         )
     check_granite({**config, "position_embedding_type": "rope"}, _NAME)
     heads, width = size(config, "mamba_n_heads"), config.get("mamba_d_head")
-    dims = _mamba_dimensions(config)
+    dims = mamba_dimensions(config)
     if width not in (None, "auto") and heads * size(config, "mamba_d_head") != dims["ssm_inner"]:
         raise CheckpointError(
             f"config.json: mamba_n_heads {heads} times mamba_d_head {width} is not mamba_expand times hidden_size"
@@ -222,7 +222,11 @@ FAMILY = Family(
     architectures=("GraniteMoeHybridForCausalLM",),
     gguf_arch="granitehybrid",
     arch_of=_arch,
-    rules=_ATTENDING + mamba2_rules(f"{_AT}.mamba.", _channels, _layers_with(mamba=True)) + _MIXTURE + _DENSE + ENDS,
+    rules=_ATTENDING
+    + mamba2_rules(f"{_AT}.mamba.", mamba_channels, _layers_with(mamba=True))
+    + _MIXTURE
+    + _DENSE
+    + ENDS,
     keys=_keys,
     computed=(Computed("rope_freqs.weight", lambda sizes: None if _is_hybrid(sizes) else llama3_rope_factors(sizes)),),
     # transformers' GraniteMoeHybridConfig
