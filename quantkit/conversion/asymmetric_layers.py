@@ -57,8 +57,8 @@ class AsymmetricRounder(FeedbackRounder):
                     asymmetric = stream.sums(layer, entry, source, rounded)
                 else:
                     asymmetric = stream.expert_sums(routed, entry, source, rounded)
-                seen = RoundedInput(label, asymmetric, _weights(tensors, entry), _weights(rounded, entry))
-                self.quantize_input(keys, sums[entry.key], moves, seen)
+                received = RoundedInput(label, asymmetric, _weights(tensors, entry), _weights(rounded, entry))
+                self.quantize_input(keys, sums[entry.key], moves, received)
             if routed is None:
                 stream.advance(layer.number, rounded)
             else:
