@@ -23,6 +23,7 @@ from quantkit.families.deepseek import matrix
 from quantkit.families.kimi_linear import (
     DENSE,
     ENDS,
+    LOW_RANK_DECAY,
     ROUTER,
     SHARED_EXPERTS,
     WITH_DELTA,
@@ -69,7 +70,7 @@ def _first_heads(sizes: Hyperparameters) -> Take:
 
 _DECAY = Rule(f"{_ATTENTION}.A_log", f"{_TO}.ssm_a", ("n_head",), adjust=negative_exp)
 _RULES = (
-    *attention_rules((matrix(f"{_ATTENTION}.g_proj", "ssm_g", "delta", "hidden"),), _DECAY),
+    *attention_rules((*LOW_RANK_DECAY, matrix(f"{_ATTENTION}.g_proj", "ssm_g", "delta", "hidden")), _DECAY),
     # published files have more of them than heads
     replace(_DECAY, shape=("padded_heads",), take=_first_heads, layers=WITH_DELTA),
     matrix(f"{_ATTENTION}.g_proj", "attn_gate", "values", "hidden", layers=_gated_layers),

@@ -61,12 +61,10 @@ WITH_DELTA, WITH_LATENT = layers_with(True), layers_with(False)
 
 
 def attention_rules(own: Iterable[Rule], decay: Rule) -> tuple[Rule, ...]:
-    """Latent attention, and the tensors of Kimi Delta Attention that Kimi's models share; `own` are a model's own."""
+    """Latent attention, and the tensors of Kimi Delta Attention that all models share; `own` are a model's own."""
     shared = (
         *(matrix(f"{_ATTENTION}.{part}_proj", f"attn_{part}", "delta", "hidden") for part in "qkv"),
         *(matrix(f"{_ATTENTION}.{part}_conv1d", f"ssm_conv1d_{part}", "delta", "1", "delta_kernel") for part in "qkv"),
-        matrix(f"{_ATTENTION}.f_a_proj", "ssm_f_a", "delta_width", "hidden"),
-        matrix(f"{_ATTENTION}.f_b_proj", "ssm_f_b", "delta", "delta_width"),
         matrix(f"{_ATTENTION}.b_proj", "ssm_beta", "n_head", "hidden"),
         Rule(f"{_ATTENTION}.dt_bias", f"{_TO}.ssm_dt.bias", ("delta",)),
         matrix(f"{_ATTENTION}.o_norm", "ssm_norm", "delta_width"),
@@ -91,6 +89,10 @@ _DECAY = Rule(
     ("1", "1", "n_head", "1"),
     adjust=negative_exp,
     reshaped=("n_head", "1"),
+)
+LOW_RANK_DECAY = (
+    matrix(f"{_ATTENTION}.f_a_proj", "ssm_f_a", "delta_width", "hidden"),
+    matrix(f"{_ATTENTION}.f_b_proj", "ssm_f_b", "delta", "delta_width"),
 )
 _GATE = (
     matrix(f"{_ATTENTION}.g_a_proj", "ssm_g_a", "delta_width", "hidden"),
@@ -304,7 +306,7 @@ FAMILY = Family(
     architectures=("KimiLinearForCausalLM", "KimiLinearModel"),
     gguf_arch="kimi-linear",
     rules=(
-        *attention_rules(_GATE, _DECAY),
+        *attention_rules((*LOW_RANK_DECAY, *_GATE), _DECAY),
         *DENSE,
         *ROUTER,
         *expert_rules(f"{_MOE}.experts", layers=routed_layers, names=("w1", "w3", "w2")),

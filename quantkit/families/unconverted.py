@@ -29,7 +29,7 @@ CONVERTER = "b11549"
 """The release whose converter has the names below."""
 
 _LEFT = """
-ArcticForCausalLM BailingMoeV3ForCausalLM BailingMoeV3VLForConditionalGeneration
+ArcticForCausalLM BailingMoeV3VLForConditionalGeneration
 BitNetForCausalLM BitnetForCausalLM ChameleonForCausalLM ChameleonForConditionalGeneration ClefModel
 CogVLMForCausalLM D1Model D1OmniModel DFlash2DraftModel DFlashDraftModel DSparkDraftModel DSparkSpeculator
 DeepseekOCRForCausalLM DeepseekV4DSparkModel Dots3NoteForCausalLM

@@ -188,21 +188,24 @@ def _kimi_delta(part: KimiDelta, layer: LayerNames) -> Part:
     at, hidden = layer.at + part.at, layer.hidden
     heads, width = part.heads(layer.config), part.width(layer.config)
     inner = heads * width
-    # what decays and gates is small, and so are its linears
-    first = Linear(at + part.forget[0], hidden, width, kept=True)
+    # beta is small; so is what decays and gates where it passes two linears
+    first, *more = _through(at, part.forget, hidden, width, inner)
+    gate, *more_of_gate = _through(at, part.gate, hidden, width, inner)
     beta = Linear(at + part.beta, hidden, heads, kept=True)
-    short_gate = len(part.gate) > 1
-    gate = Linear(at + part.gate[0], hidden, width if short_gate else inner, kept=short_gate)
     readers = (*(Linear(at + name, hidden, inner) for name in part.separate), first, beta, gate)
-    inputs = [
-        Input("attention", readers),
-        Input("attention.decay", (Linear(at + part.forget[1], width, inner, kept=True),)),
-    ]
-    if short_gate:
-        inputs.append(Input("attention.gate", (Linear(at + part.gate[1], width, inner, kept=True),)))
+    inputs = [Input("attention", readers)]
+    inputs += [Input("attention.decay", (linear,)) for linear in more]
+    inputs += [Input("attention.gate", (linear,)) for linear in more_of_gate]
     inputs.append(Input("attention.out", (Linear(at + part.out, inner, hidden),)))
     # what enters the last linear was normed and gated, so no row before it is linear in it
     return Part(tuple(inputs), (), ("attention",))
+
+
+def _through(at: str, names: tuple[str, ...], hidden: int, width: int, inner: int) -> list[Linear]:
+    """One linear from the hidden states to `inner` elements, or two small ones with `width` elements between them."""
+    if len(names) == 1:
+        return [Linear(at + names[0], hidden, inner)]
+    return [Linear(at + names[0], hidden, width, kept=True), Linear(at + names[1], width, inner, kept=True)]
 
 
 def _mamba(part: Mamba, layer: LayerNames) -> Part:

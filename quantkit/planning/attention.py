@@ -144,7 +144,12 @@ def mla(d: Drawing, x: Tensor, layer: Layer) -> Tensor:
         k = fresh((head, n_head, n), k_nope, fresh((rope, n_head, n), k_rope))
         out = _attend(d, layer, _Heads(q, k, v))
     if layer.has("attn_gate.weight"):
-        out = same(out, same(d.linear(layer, "attn_gate", x)))
+        gate = d.linear(layer, "attn_gate", x)
+        if gate.shape[0] == n_head:
+            by_head = (layer.rows("attn_v_b"), n_head, n)
+            out = fresh(out.shape, same(view(out, by_head), same(view(gate, (1, n_head, n)))))
+        else:
+            out = same(out, same(gate))
     return d.linear(layer, "attn_output", out)
 
 

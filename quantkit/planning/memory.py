@@ -168,7 +168,7 @@ def kv_of_layers(shape: ModelShape, context: Context) -> list[int]:
         return sum(row_bytes(kind, width) for width in (keys, values) if width)
 
     sizes = [0] * shape.n_layer
-    for number, layer in enumerate(shape.trunk):
+    for number, layer in enumerate(shape.layers if shape.traits.later_tokens_cached else shape.trunk):
         if shape.traits.compressed:
             sizes[number] = compressed_bytes(shape, layer, context)
             continue

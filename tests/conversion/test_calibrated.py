@@ -53,6 +53,8 @@ UNPACKED |= {
     "kimi-k3",
     "kimi-linear",
     "lfm2-colbert",
+    "ling3",
+    "ling3-limits",
     "minimax-m3",
     "minimax-m3-text",
     "step3.5",

@@ -50,6 +50,7 @@ NO_CLASS: dict[str, tuple[str, ...]] = {
         "BaichuanForCausalLM",
         "BailingMoeForCausalLM",
         "BailingMoeV2ForCausalLM",
+        "BailingMoeV3ForCausalLM",
         "ChatGLMForConditionalGeneration",
         "ChatGLMModel",
         "CodeShellForCausalLM",

@@ -15,7 +15,7 @@ ROOT = Path(quantkit.__file__).parent
 ALLOWED = {
     # llama.cpp's own type mix (src/llama-quant.cpp), keyed by its architectures, for any GGUF that llama.cpp knows;
     # a test compares it with llama.cpp, and a new family needs no entry
-    "gguf/mix.py": {"falcon", "llama"},
+    "gguf/mix.py": {"bailingmoe3", "falcon", "llama"},
     "gguf/mix_rules.py": {"deci", "jais2", "llama", "llama-embed", "qwen2", "olmo"},
     # llama.cpp's kinds of projectors and the architectures of their text models, for any pair of GGUFs; a test compares
     # the table with its converter, and a new family needs no entry

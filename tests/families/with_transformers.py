@@ -342,6 +342,35 @@ def make_jina_bert(model: Any) -> None:
     model.forward = forward
 
 
+def limit_ling3_experts(model: Any) -> None:
+    """Ling 3.0's experts with the limits of config.json, as vLLM and llama.cpp have them; transformers has none."""
+    silu, linear = torch.nn.functional.silu, torch.nn.functional.linear
+
+    def limited(gate: torch.Tensor, up: torch.Tensor, limit: float) -> torch.Tensor:
+        bound = limit or math.inf
+        return silu(gate).clamp(max=bound) * up.clamp(-bound, bound)
+
+    def routed(part: Any, limit: float) -> Any:
+        def forward(x: torch.Tensor, chosen: torch.Tensor, shares: torch.Tensor) -> torch.Tensor:
+            out = torch.zeros_like(x)
+            for token, slot in np.ndindex(*chosen.shape):
+                expert = chosen[token, slot]
+                gate, up = linear(x[token], part.gate_up_proj[expert]).chunk(2)
+                out[token] += shares[token, slot] * linear(limited(gate, up, limit), part.down_proj[expert])
+            return out
+
+        return forward
+
+    def shared(part: Any, limit: float) -> Any:
+        return lambda x: part.down_proj(limited(part.gate_proj(x), part.up_proj(x), limit))
+
+    lists = model.config.expert_swiglu_limit_list, model.config.share_expert_swiglu_limit_list
+    for layer, *limits in zip(model.model.layers, *lists, strict=True):
+        if hasattr(layer.mlp, "experts"):
+            layer.mlp.experts.forward = routed(layer.mlp.experts, limits[0] or 0.0)
+            layer.mlp.shared_experts.forward = shared(layer.mlp.shared_experts, limits[1] or 0.0)
+
+
 def convert(folder: Path, out: Path, pre: str | None, **settings: Any) -> None:
     """llama.cpp's converter on `folder`, f32. `pre`: the pre-tokenizer's name; None leaves the vocabulary out.
 

@@ -72,6 +72,7 @@ def test_every_architecture_of_the_reference_is_compared() -> None:
             "JinaBertModel",
             "Lfm2BidirectionalModel",
             "Lfm2Model",
+            "BailingMoeV3ForCausalLM",
             "KimiK3ForConditionalGeneration",
             "LlamaBidirectionalModel",
             "MiniMaxM3SparseForCausalLM",

@@ -50,6 +50,7 @@ class Traits:
         normed_values: values pass an RMS norm without a weight.
         residual_first: the hidden states are the first operand of a sum with a layer's part, not the second.
         last_norm: the tensor that norms the last layer's output.
+        later_tokens_cached: layers that predict a later token have a cache although nothing drafts.
     """
 
     causal: bool = True
@@ -91,6 +92,7 @@ class Traits:
     normed_values: bool = False
     residual_first: bool = False
     last_norm: Literal["output_norm", "token_embd_norm"] = "output_norm"
+    later_tokens_cached: bool = False
 
     def has_rope(self, n_layer: int) -> bool:
         """Whether a model of `n_layer` layers has rotary positions."""
