@@ -47,6 +47,7 @@ ORIGIN = {
     "source": "string",
     "revision": "string?",
     "header_sha256": Map("string"),
+    "base?": "string",
     "chat_template?": "string",
     "converter?": "string",
     "adapters?": [

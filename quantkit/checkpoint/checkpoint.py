@@ -34,6 +34,7 @@ class Origin:
     folder: Path
     repo_id: str | None = None
     revision: str | None = None
+    base: str | None = None
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,7 @@ class Checkpoint:
         repo_id: the hub repository; None for a folder.
         revision: the hub commit hash; None for a folder.
         folder: local folder with config.json and the tokenizer files.
+        base: of a GGUF as a checkpoint, the folder or hub id that gives these files; None otherwise.
         config: the parsed config.json.
         tensors: every tensor by name, in order of names, without the scales of f8 weights.
         adapters: the adapters that are merged into the rows, in order.
@@ -95,6 +97,7 @@ class Checkpoint:
         self.repo_id = origin.repo_id
         self.revision = origin.revision
         self.folder = origin.folder
+        self.base = origin.base
         tensors, renamed = unwrap_names(weights.tensors)
         config, stale = drop_stale_quantization(settings_of(config, tensors, origin.folder), tensors.values())
         self._stored = StoredWeights(tensors, weights.descriptors, origin.source, weights.streamed)

@@ -3,7 +3,7 @@
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -78,9 +78,12 @@ def _types(conversion: Conversion) -> list[str]:
     chosen = conversion.packed.algorithm
     algorithms = {OWN_ALGORITHM.get(name, chosen) for name, kind in methods.items() if kind.calibrated}
     files = [file_type(name, (*FORMATS, IMATRIX)) for name in names if name not in (*methods, IMATRIX)]
+    packed = conversion.packed
+    if conversion.gguf.target or conversion.gguf.reorder_neurons:
+        packed = replace(packed, base=None)  # these need a checkpoint too
     for group, applies, needed in (
         (conversion.gguf, files or conversion.gguf.target, "a GGUF type"),
-        (conversion.packed, methods, "a folder type, such as -t awq or -t fp8"),
+        (packed, methods, "a folder type, such as -t awq or -t fp8"),
         (conversion.awq, "awq" in algorithms or "w4a4" in methods, "-t awq"),
         (conversion.gptq, methods.keys() & {"gptq", "w4a16", "w8a16"}, "-t gptq"),
     ):

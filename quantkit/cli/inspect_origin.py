@@ -21,6 +21,8 @@ def _made(entry: Mapping[str, Any]) -> str:
     tool = entry.get("tool") if isinstance(entry.get("tool"), dict) else {}
     revision = f"@{origin['revision']}" if origin and origin.get("revision") else ""
     words = [f"made from {(origin or {}).get('source', '?')}{revision}"]
+    if origin and origin.get("base"):
+        words[0] += f" with the config of {origin['base']}"
     adapters = (origin or {}).get("adapters") or []
     if str(entry.get("type")).endswith(" adapter"):
         words[0] = f"adapter {adapter_words(adapters[0])} for {(origin or {}).get('source', '?')}{revision}, written"

@@ -6,9 +6,7 @@ width and the queries by the root of head_dim; the file does not store these fac
 
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
+from quantkit.families.base.adjust import plus_one
 from quantkit.families.base.family import Dropped, Family, Key, Rule
 from quantkit.families.base.hyperparameters import Hyperparameters
 from quantkit.families.base.keys import head_dim_keys
@@ -23,13 +21,8 @@ _LAYER = "model.layers.{layer}"
 _DEFAULT_THETA = 10000.0
 
 
-def plus_one(rows: NDArray[np.float32]) -> NDArray[np.float32]:
-    """A norm as llama.cpp multiplies by it, float32: transformers' GemmaRMSNorm multiplies by 1 + weight."""
-    return rows + np.float32(1)
-
-
 def norm(source: str, target: str, size: str = "hidden") -> Rule:
-    """A norm of a layer."""
+    """A norm of a layer: transformers' GemmaRMSNorm multiplies by 1 + weight."""
     return Rule(f"{_LAYER}.{source}.weight", f"blk.{{layer}}.{target}.weight", (size,), adjust=plus_one)
 
 

@@ -10,10 +10,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
-
 from quantkit.errors import UnsupportedError
 from quantkit.families import gemma2, siglip
+from quantkit.families.base.adjust import plus_one
 from quantkit.families.base.family import Dropped, Family, Key, Rule
 from quantkit.families.base.hyperparameters import Hyperparameters, number, size
 from quantkit.families.base.keys import base_keys
@@ -132,7 +131,7 @@ PROJECTOR = Projector(
             "multi_modal_projector.mm_soft_emb_norm.weight",
             "mm.soft_emb_norm.weight",
             ("hidden",),
-            adjust=lambda rows: rows + np.float32(1.0),
+            adjust=plus_one,
         ),
     ),
     keys=_projector_keys,

@@ -9,13 +9,13 @@ from dataclasses import replace
 from typing import Any
 
 from quantkit.errors import CheckpointError
+from quantkit.families.base.adjust import negative_exp
 from quantkit.families.base.experts import expert_rules
 from quantkit.families.base.family import Dropped, Family, Key, Rule, Take
 from quantkit.families.base.fused import rows
 from quantkit.families.base.hyperparameters import Hyperparameters, number, optional_size, size
 from quantkit.families.base.keys import base_keys
 from quantkit.families.base.layers import routed_layers
-from quantkit.families.base.mamba import negative_exp
 from quantkit.families.base.multimodal import TEXT_PREFIXES, TOWERS, TOWERS_LEFT_OUT
 from quantkit.families.base.refusals import only
 from quantkit.families.base.traits import Traits

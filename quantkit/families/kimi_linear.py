@@ -9,13 +9,13 @@ from dataclasses import replace
 from typing import Any
 
 from quantkit.errors import CheckpointError, UnsupportedError
+from quantkit.families.base.adjust import negative_exp
 from quantkit.families.base.experts import expert_dimensions, expert_rules, expert_width, shared_rules
 from quantkit.families.base.family import Family, Key, Rule
 from quantkit.families.base.hyperparameters import Hyperparameters, number, size
 from quantkit.families.base.keys import base_keys
 from quantkit.families.base.layer_kinds import layer_kinds
 from quantkit.families.base.layers import dense_layers, routed_layers
-from quantkit.families.base.mamba import negative_exp
 from quantkit.families.base.refusals import SILU, only
 from quantkit.families.base.traits import Traits
 from quantkit.families.deepseek import ATTENTION, matrix

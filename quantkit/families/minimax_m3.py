@@ -9,13 +9,14 @@ from dataclasses import replace
 from typing import Any
 
 from quantkit.errors import CheckpointError, UnsupportedError
+from quantkit.families.base.adjust import plus_one
 from quantkit.families.base.experts import expert_dimensions, expert_rules, expert_width, shared_rules
 from quantkit.families.base.family import Dropped, Family, Key, Rule
 from quantkit.families.base.hyperparameters import Hyperparameters, optional_size, size
 from quantkit.families.base.keys import base_keys
 from quantkit.families.base.multimodal import TEXT_PREFIXES, TOWERS, TOWERS_LEFT_OUT
 from quantkit.families.base.refusals import only, plain_yarn
-from quantkit.families.gemma import norm, plus_one
+from quantkit.families.gemma import norm
 from quantkit.families.llama import ENDS
 from quantkit.families.minimax_m2 import check_rotary, rotary
 from quantkit.families.qwen2 import PLAIN_MLP, PROJECTIONS, ROPE_KINDS

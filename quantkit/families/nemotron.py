@@ -5,9 +5,7 @@ Shape of the GGUF: llama.cpp's `nemotron` architecture (src/models/nemotron.cpp)
 
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
+from quantkit.families.base.adjust import plus_one
 from quantkit.families.base.family import Family, Key, Rule
 from quantkit.families.base.hyperparameters import Hyperparameters, number
 from quantkit.families.base.keys import base_keys
@@ -23,13 +21,9 @@ _AT, _TO = "model.layers.{layer}", "blk.{layer}"
 _ROTATED = 0.5
 
 
-def _plus_one(weight: NDArray[np.float32]) -> NDArray[np.float32]:
-    return weight + np.float32(1.0)
-
-
 def _norm(source: str, target: str) -> tuple[Rule, Rule]:
     return (
-        Rule(f"{source}.weight", f"{target}.weight", ("hidden",), adjust=_plus_one),
+        Rule(f"{source}.weight", f"{target}.weight", ("hidden",), adjust=plus_one),
         Rule(f"{source}.bias", f"{target}.bias", ("hidden",)),
     )
 

@@ -8,11 +8,9 @@ Norms are stored without the constants that they add. Shape of the GGUF: llama.c
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from quantkit.errors import UnsupportedError
-from quantkit.families.base.family import Adjust, Family, Key, Rule
+from quantkit.families.base.adjust import plus
+from quantkit.families.base.family import Family, Key, Rule
 from quantkit.families.base.hyperparameters import Hyperparameters, number, optional_size, size
 from quantkit.families.base.keys import base_keys
 from quantkit.families.base.refusals import SILU, only
@@ -32,15 +30,8 @@ _AFTER_ATTENTION, _AFTER_FEED = 1.0 / 5, 1.0 / 5**1.5
 _PATTERN = 8
 
 
-def _plus(constant: float) -> Adjust:
-    def adjust(rows: NDArray[np.float32]) -> NDArray[np.float32]:
-        return rows + np.float32(constant)
-
-    return adjust
-
-
 def _norm(source: str, target: str, constant: float = 1.0, width: str = "hidden") -> Rule:
-    return Rule(f"{_AT}.{source}.weight", f"{_TO}.{target}", (width,), adjust=_plus(constant))
+    return Rule(f"{_AT}.{source}.weight", f"{_TO}.{target}", (width,), adjust=plus(constant))
 
 
 RULES = (
@@ -56,7 +47,7 @@ RULES = (
     Rule(f"{_AT}.mlp.gate_up_proj.weight", f"{_TO}.ffn_up.weight", ("gate_up", "hidden")),
     Rule(f"{_AT}.mlp.down_proj.weight", f"{_TO}.ffn_down.weight", ("hidden", "ffn")),
     _norm("post_mlp_norm", "post_ffw_norm", _AFTER_FEED),
-    Rule("model.norm.weight", "output_norm.weight", ("hidden",), adjust=_plus(1.0)),
+    Rule("model.norm.weight", "output_norm.weight", ("hidden",), adjust=plus(1.0)),
     Rule("lm_head.weight", "output.weight", ("vocab", "hidden"), required=False, tied_to_embedding=True),
 )
 

@@ -14,15 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantkit.errors import CheckpointError, UnsupportedError
+from quantkit.families.base.adjust import negative_exp, plus_one
 from quantkit.families.base.family import Dropped, Family, Key, Rule, Take
 from quantkit.families.base.hyperparameters import Hyperparameters, number, optional_size, size
 from quantkit.families.base.keys import base_keys
 from quantkit.families.base.layer_kinds import layer_kinds
-from quantkit.families.base.mamba import negative_exp
 from quantkit.families.base.multimodal import TEXT_PREFIXES, VISION, VISION_LEFT_OUT
 from quantkit.families.base.refusals import SILU, only, plain_yarn
 from quantkit.families.base.traits import Traits
-from quantkit.families.gemma import plus_one
 from quantkit.families.qwen2 import ROPE_KINDS
 from quantkit.families.qwen3vl import QWEN3_5_PROJECTOR
 from quantkit.forward.config_keys import Config, given, head_dim

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from quantkit.families.base.adjust import negative_exp
 from quantkit.families.base.family import Dropped, Family, Key, Rule, Take
 from quantkit.families.base.hyperparameters import Hyperparameters, size
-from quantkit.families.base.mamba import negative_exp
 from quantkit.families.base.refusals import only
 from quantkit.families.qwen2 import ROPE_KINDS
 from quantkit.families.qwen2moe import every_layer_routed

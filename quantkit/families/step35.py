@@ -10,6 +10,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
+from quantkit.families.base.adjust import plus_one
 from quantkit.families.base.experts import expert_dimensions, expert_width, shared_rules
 from quantkit.families.base.family import Computed, Dropped, Family, Key, Rule
 from quantkit.families.base.hyperparameters import Hyperparameters, number, size
@@ -17,7 +18,7 @@ from quantkit.families.base.keys import base_keys
 from quantkit.families.base.layers import nextn_rules, observe_nextn
 from quantkit.families.base.multimodal import TOWERS, TOWERS_LEFT_OUT
 from quantkit.families.base.traits import Traits
-from quantkit.families.gemma import norm, plus_one
+from quantkit.families.gemma import norm
 from quantkit.families.llama import ENDS, rope_frequencies
 from quantkit.families.qwen2 import PLAIN_MLP, PROJECTIONS
 from quantkit.families.step35_config import (

@@ -124,6 +124,8 @@ def _type(header: GgufHeader, most: str | None) -> str | None:
 def _family(record: object, arch: object, shape: Shape) -> str | None:
     """The family from the origin record, else from architecture and experts: Mixtral has llama's architecture."""
     recorded = record.get("family") if isinstance(record, dict) else None
+    if all(family.name != recorded for family in all_families()):
+        recorded = None  # of a GGUF made from a GGUF, llama.cpp's architecture is recorded
     families = [family for family in all_families() if arch in family.gguf_archs or family.name == recorded]
     fitting = [
         family

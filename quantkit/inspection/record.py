@@ -143,6 +143,7 @@ _ENTRY = _object(
                 "source": _TEXT,
                 "revision": _or_null(_TEXT),
                 "header_sha256": _map_of(_TEXT),
+                "base": _TEXT,
                 "chat_template": _TEXT,
                 "converter": _TEXT,
                 "adapters": _list_of(

@@ -195,6 +195,7 @@ def plan_gguf(model: Model, request: GgufRequest) -> GgufPlan:
         )
     outputs = []
     fallbacks: dict[str, int] = {}
+    rounded_twice = set()
     mixes = [(type_, choose_types(model.sizes, type_, tensors, request.mix)) for type_ in request.types]
     if request.target is not None:
         mixes.append(_target_mix(model, request, request.target, weights))
@@ -206,6 +207,8 @@ def plan_gguf(model: Model, request: GgufRequest) -> GgufPlan:
             if choice.type != tensor.type:
                 if tensor.type not in FLOATS and not request.allow_requantize:
                     raise UnsupportedError(_quantized_already(model, tensor))
+                if tensor.type not in FLOATS and model.checkpoint is None:
+                    rounded_twice.add(tensor.type.name)
                 require(choice.type, weighted=choice.name in weights)
         fallbacks[type_.label] = sum(choice.fallback for choice in choices)
         # llama.cpp's converter (prepare_metadata) gives a file of floats and MXFP4 blocks the file type of the blocks
@@ -214,6 +217,11 @@ def plan_gguf(model: Model, request: GgufRequest) -> GgufPlan:
         shapes = [(t.name, t.shape, choice.type) for t, choice in zip(model.tensors, choices, strict=True)]
         files = lay_out(stem, _keys(model, request, ftype, choices), shapes, request.split_max_size)
         outputs.append(GgufOutput(type_, request.folder, stem, tuple(choices), tuple(files)))
+    if rounded_twice:
+        warnings.append(
+            f"{model.name} is quantized already ({', '.join(sorted(rounded_twice))}); the errors that are measured are"
+            " relative to it, and its own come on top"
+        )
     if any(fallbacks.values()):
         counts = ", ".join(f"{count} of {label}" for label, count in fallbacks.items() if count)
         warnings.append(

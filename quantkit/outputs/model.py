@@ -221,10 +221,12 @@ def origin_of(source: "Checkpoint | Model") -> Mapping[str, Any]:
     if isinstance(source, Model):
         return source.origin
     origin = {
-        "source": source.repo_id or source.folder.name,
+        "source": source.repo_id or (Path(source.source).name if source.base else source.folder.name),
         "revision": source.revision,
         "header_sha256": dict(source.header_sha256),
     }
+    if source.base:
+        origin["base"] = source.base
     return origin | ({"adapters": [adapter.record for adapter in source.adapters]} if source.adapters else {})
 
 

@@ -206,8 +206,8 @@ def _refuse_without_family(source: Model, request: ConversionRequest) -> None:
     ):
         if is_set and source.folder is None:
             raise UsageError(
-                f"{option} needs a checkpoint, but {source.name} is a GGUF; convert the original checkpoint, or name"
-                " the folder or hub id of its config.json and tokenizer with --base"
+                f"{option} needs a checkpoint, but {source.name} is a GGUF; convert the original checkpoint, or use"
+                " quantkit convert with --base and the folder or hub id of its config.json and tokenizer"
             )
         if is_set:
             raise UsageError(f"{option} needs a family, but {source.name} has none in quantkit; leave it out")

@@ -41,7 +41,7 @@ class Target:
         if (self.size is None) == (self.bits is None):
             raise UsageError("a target is a size or bits per weight; give one of --target-size and --target-bpw")
         if self.bits is not None and not 0 < self.bits <= 32:
-            raise UsageError(f"--target-bpw {self.bits} is not a number of bits; give one above 0, such as 4.5")
+            raise UsageError(f"--target-bpw {self.bits:g} is not between 0 and 32 bits; give a number such as 4.5")
 
     def tensor_budget(self, overhead: int, n_elements: int) -> int:
         """Bytes that all tensors may take. `overhead`: bytes of the file outside its tensors."""

@@ -163,7 +163,8 @@ def test_error_feedback_in_the_chosen_types_resumes(source: Path, feedback: Path
         (("--target-bpw", "4", "--pure"), "--pure does not go with"),
         (("--target-bpw", "4", "--split-max-size", "1M"), "--split-max-size does not go with"),
         (("--target-bpw", "nan"), "--target-bpw"),
-        (("--target-bpw", "-1"), "--target-bpw"),
+        (("--target-bpw", "-1"), "--target-bpw -1 is not between 0 and 32 bits"),
+        (("--target-bpw", "99"), "--target-bpw 99 is not between 0 and 32 bits"),
         (("--target-size", "many"), "--target-size"),
     ],
 )
@@ -179,3 +180,8 @@ def test_a_gguf_is_no_source_for_a_file_of_a_given_size(source: Path, tmp_path: 
     answer = quantkit("gguf", tmp_path / "model-GGUF" / "model-F16.gguf", "--target-bpw", "4", "--dry-run")
     assert answer.code == 2
     assert "needs a checkpoint, but model-F16 is a GGUF; convert the original checkpoint" in answer.stderr
+    # what the sentence names does work
+    options = ("--base", source, "--target-bpw", "12", *CUT, "-o", tmp_path / "again")
+    answer = quantkit("convert", tmp_path / "model-GGUF" / "model-F16.gguf", *options)
+    assert answer.code == 0, answer.stderr
+    assert len(list((tmp_path / "again").rglob("*BPW.gguf"))) == 1

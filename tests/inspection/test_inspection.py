@@ -132,6 +132,17 @@ def test_a_gguf_tells_where_it_came_from(place: Path) -> None:
     assert description.notes == ()
 
 
+def test_a_gguf_made_from_a_gguf_has_the_family_of_that_one(place: Path, tmp_path: Path) -> None:
+    file = place / "moe-GGUF" / "moe-Q2_K.gguf"
+    done = quantkit("gguf", file, "-t", "q8_0", "--allow-requantize", "--name", "M", "-o", tmp_path)
+    assert done.code == 0, done.stderr
+    assert "is quantized already (" in done.stderr and "its own come on top" in " ".join(done.stderr.split())
+    assert inspect_source(str(tmp_path / "M-GGUF")).family == inspect_source(str(file)).family
+    # the record has the warning too, so that a card shows it
+    record = json.loads((tmp_path / "M-GGUF" / "quantkit.json").read_text())
+    assert any("is quantized already" in warning for warning in record["outputs"]["M-Q8_0"]["warnings"])
+
+
 def test_a_file_that_is_not_the_recorded_one_is_said(place: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(place / "moe-GGUF", tmp_path / "moe-GGUF"))
     shutil.copy(folder / "moe-BF16.gguf", folder / "moe-Q2_K.gguf")

@@ -13,6 +13,8 @@ _INT32_MAX = 2**31 - 1
 _FLOAT32_MAX = (2 - 2**-23) * 2.0**127
 
 # llama.cpp aborts at more (LLAMA_MAX_LAYERS and LLAMA_MAX_EXPERTS of src/llama-hparams.h).
+DRAFT_LAYERS = ("mtp_num_hidden_layers", "num_nextn_predict_layers")
+"""The keys of config.json for the number of layers that predict a later token."""
 _MAX_LAYERS = 512
 _MAX_EXPERTS = 1024
 _LLAMA_CPP_AT_MOST = "but llama.cpp runs at most"
@@ -201,7 +203,7 @@ def _experts(config: Mapping[str, Any], n_layer: int) -> tuple[int, int]:
 
 def _draft_layers(config: Mapping[str, Any], n_layer: int) -> int:
     """Layers for later tokens, which follow the `n_layer` of the model."""
-    n_draft = int(number(config, "mtp_num_hidden_layers", "num_nextn_predict_layers") or 0)
+    n_draft = int(number(config, *DRAFT_LAYERS) or 0)
     if n_layer + n_draft > _MAX_LAYERS:
         raise CheckpointError(
             f"config.json has {n_layer} layers and {n_draft} for later tokens, {_LLAMA_CPP_AT_MOST} {_MAX_LAYERS} in"

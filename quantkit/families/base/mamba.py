@@ -10,18 +10,13 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from quantkit.errors import CheckpointError, UnsupportedError
+from quantkit.families.base.adjust import negative_exp
 from quantkit.families.base.family import Key, Rule, Take
 from quantkit.families.base.hyperparameters import Hyperparameters, size
 
 Layers = Callable[[Hyperparameters], Iterable[int]]
-
-
-def negative_exp(rows: NDArray[np.float32]) -> NDArray[np.float32]:
-    """-exp of the logarithm of the decay, rounded once from float64; the converter's torch may be one ulp off."""
-    return (-np.exp(rows.astype(np.float64))).astype(np.float32)
 
 
 def mamba2_dimensions(hidden: int, inner: int, heads: int, groups: int, state: int, kernel: int) -> dict[str, int]:

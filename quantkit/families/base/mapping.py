@@ -106,6 +106,22 @@ def _text_config(family: Family, config: Mapping[str, Any]) -> dict[str, Any]:
     return without_images(config, keep_sections=own_class)
 
 
+def numbered_layers(rule: Rule, sizes: Hyperparameters) -> range:
+    """The layers that a rule may have tensors in: the model's, or those that predict a later token."""
+    return range(sizes.n_layer, sizes.n_layer + sizes.n_draft) if rule.draft else range(sizes.n_layer)
+
+
+def names_at(rule: Rule, template: str, sizes: Hyperparameters, layer: int | None) -> list[str]:
+    """The names that `template`, the rule's source or its scales, stands for in one layer."""
+    over = _stacked_over(rule)
+    numbers = {"layer": layer, "draft": None if layer is None else layer - sizes.n_layer}
+    if rule.parts:
+        return [template.format(**numbers, part=part) for part in rule.parts]
+    if over is None:
+        return [template.format(**numbers)]
+    return [template.format(**numbers, **{over: n}) for n in range(getattr(sizes, _STACKED[over]))]
+
+
 def renamed(family: Family | Projector, name: str) -> str:
     """A tensor's name in the checkpoint as the family's rules have it."""
     return _renamer(family)(name)
@@ -176,10 +192,7 @@ class _Mapper:
         return mapped
 
     def _layers(self, rule: Rule) -> Iterable[int | None]:
-        n_layer = self.sizes.n_layer
-        if rule.draft:
-            return range(n_layer, n_layer + self.sizes.n_draft)
-        return range(n_layer) if "{layer}" in rule.source else (None,)
+        return numbered_layers(rule, self.sizes) if rule.draft or "{layer}" in rule.source else (None,)
 
     def is_dropped(self, source: str) -> bool:
         return any(matches(source) for matches in self.dropped)
@@ -217,13 +230,7 @@ class _Mapper:
 
     def _names_of(self, rule: Rule, template: str, layer: int | None) -> list[str]:
         """The names of a rule's sources, or of their scales."""
-        over = _stacked_over(rule)
-        numbers = {"layer": layer, "draft": None if layer is None else layer - self.sizes.n_layer}
-        if rule.parts:
-            return [template.format(**numbers, part=part) for part in rule.parts]
-        if over is None:
-            return [template.format(**numbers)]
-        return [template.format(**numbers, **{over: n}) for n in range(getattr(self.sizes, _STACKED[over]))]
+        return names_at(rule, template, self.sizes, layer)
 
     def _apply(self, rule: Rule, layer: int | None) -> MappedTensor | None:
         sizes = self.sizes
