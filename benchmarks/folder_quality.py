@@ -25,7 +25,7 @@ from quantkit.checkpoint import open_checkpoint
 from quantkit.texts.samples import SampleRequest, load_samples
 from tests.peers.environments import run_inside
 
-OURS = ("awq", "gptq")
+OURS, QUALITIES = ("awq", "gptq"), ("standard", "best")
 PEERS = {
     "gptqmodel-gptq": ("gptqmodel", "quantize_gptqmodel.py"),
     "gptqmodel-awq": ("gptqmodel", "quantize_gptqmodel.py"),
@@ -46,17 +46,19 @@ class Bench(Lines):
         super().__init__()
         self.model, self.folder, self.samples, self.group = model, folder, samples, group
 
-    def ours(self, calibration: Path | None, threads: int) -> list[Path]:
-        """Both of quantkit's folders, of one conversion."""
-        paths = [self.folder / f"quantkit-{kind}" for kind in OURS]
+    def ours(self, calibration: Path | None, threads: int, quality: str) -> list[Path]:
+        """Both of quantkit's folders of a --quality, of one conversion."""
+        suffix = "" if quality == "standard" else f"-{quality}"
+        paths = [self.folder / f"quantkit-{kind}{suffix}" for kind in OURS]
         if not all(path.exists() for path in paths):
             made, shape = self.folder / "ours", np.load(self.samples).shape
             text = [] if calibration is None else ["--calibration", str(calibration), "--raw"]
             words = [word for kind in OURS for word in ("-t", kind)] + ["--group-size", str(self.group), *text]
             words += ["--samples", str(shape[0]), "--seq-len", str(shape[1]), "--threads", str(threads)]
+            words += ["--quality", quality]
             start = time.monotonic()
             _quantkit("convert", self.model, *words, "--no-logits", "-o", made, "--format", "quiet")
-            self.raw["quantkit, both"] = {"wall": round(time.monotonic() - start, 1)}
+            self.raw[f"quantkit{suffix}, both"] = {"wall": round(time.monotonic() - start, 1)}
             for kind, path in zip(OURS, paths, strict=True):
                 next(made.glob(f"*-{kind.upper()}")).rename(path)
             shutil.rmtree(made)
@@ -132,6 +134,7 @@ def main() -> None:
     options.add_argument("--text", type=Path, help="default: WikiText-2's test split, or stories")
     options.add_argument("--chunks", type=int, default=16, help="windows of the text")
     options.add_argument("--peers", nargs="*", choices=PEERS, default=["gptqmodel-gptq", "autoround-rtn-gptq"])
+    options.add_argument("--quality", nargs="*", choices=QUALITIES, default=QUALITIES, help="of quantkit's folders")
     options.add_argument("--threads", type=int, default=1)
     given = options.parse_args()
     facts = machine()
@@ -148,7 +151,8 @@ def main() -> None:
     bench = Bench(model, folder, samples, given.group_size)
     name = f"folders-{model.name}-{given.group_size}"
     try:
-        paths = [*bench.ours(calibration, given.threads), *map(bench.peer, given.peers)]
+        ours = [path for quality in given.quality for path in bench.ours(calibration, given.threads, quality)]
+        paths = [*ours, *map(bench.peer, given.peers)]
         table = bench.judge(paths, text, given.chunks, given.threads)
         (REPOSITORY / "bench-output").mkdir(exist_ok=True)
         (REPOSITORY / "bench-output" / f"{name}.md").write_text(table, encoding="utf-8")

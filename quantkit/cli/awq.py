@@ -6,6 +6,7 @@ from quantkit.cli.conversion_options import (
     AwqOptions,
     CalibrationOptions,
     CheckpointArg,
+    FolderQualityOptions,
     OutputOptions,
     PackedOptions,
     RunOptions,
@@ -22,6 +23,7 @@ def awq(
     output: OutputOptions,
     adapters: AdapterOptions,
     packed: PackedOptions,
+    quality: FolderQualityOptions,
     options: AwqOptions,
     calibration: CalibrationOptions,
     work: RunOptions,
@@ -34,5 +36,13 @@ def awq(
 
     Example: quantkit awq ORG/NAME --group-size 64 -o out
     """
-    conversion = Conversion(("awq",), output, packed=packed, awq=options, calibration=calibration, adapters=adapters)
+    conversion = Conversion(
+        ("awq",),
+        output,
+        packed=packed,
+        awq=options,
+        calibration=calibration,
+        adapters=adapters,
+        quality=quality.quality,
+    )
     convert_source(out, "awq", source, conversion, work)

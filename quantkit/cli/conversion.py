@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +15,7 @@ from quantkit.cli.conversion_options import (
     GptqOptions,
     OutputOptions,
     PackedOptions,
+    Quality,
     RunOptions,
 )
 from quantkit.cli.gguf_options import PRESET, GgufOptions
@@ -24,6 +25,7 @@ from quantkit.errors import UsageError
 from quantkit.files import user_path
 
 if TYPE_CHECKING:
+    from quantkit.outputs.gguf_files import Solver
     from quantkit.outputs.request import ConvertOptions
 
 
@@ -39,8 +41,14 @@ class Conversion:
     gptq: GptqOptions = field(default_factory=GptqOptions)
     calibration: CalibrationOptions = field(default_factory=CalibrationOptions)
     adapters: AdapterOptions = field(default_factory=AdapterOptions)
+    quality: Quality = "standard"
     calibrates: bool = False
     imatrix_file: Path | None = None
+
+    @property
+    def solver(self) -> "Solver":
+        """The rounding of GGUF types."""
+        return self.gguf.solver if self.quality == "standard" else "feedback"
 
     @property
     def transformers_python(self) -> Path | None:
@@ -89,6 +97,7 @@ def _types(conversion: Conversion) -> list[str]:
     ):
         if not applies:
             refuse_idle(group, needed)
+    _check_quality(conversion, methods.keys(), has_files=bool(files or conversion.gguf.target))
     if methods and chosen != PackedOptions().algorithm and not methods.keys() & {"w4a16", "w8a16"}:
         raise UsageError("--algorithm has no effect without -t w4a16 or -t w8a16; leave it out")
     if methods and conversion.packed.bits != PackedOptions().bits and all(kind.bits for kind in methods.values()):
@@ -100,6 +109,20 @@ def _types(conversion: Conversion) -> list[str]:
     ):
         raise UsageError(f"--group-size has no effect on {' and '.join(methods)}; leave it out")
     return names
+
+
+def _check_quality(conversion: Conversion, methods: Collection[str], *, has_files: bool) -> None:
+    """Raise UsageError for a --quality that changes nothing or contradicts another option."""
+    from quantkit.packed.formats import FOLLOWING
+
+    quality, following = conversion.quality, [name for name in FOLLOWING if name in methods]
+    if quality == "standard" or has_files:
+        return
+    if quality == "high" or not following:
+        types = "a GGUF type" if quality == "high" else f"a GGUF type, {', '.join(FOLLOWING)}"
+        raise UsageError(f"--quality {quality} has no effect without {types}; leave it out")
+    if conversion.awq.rounding == "nearest":
+        raise UsageError("--quality best rounds with error feedback; leave out --rounding nearest")
 
 
 def _preset_types(preset: str | None) -> Sequence[str]:
@@ -130,11 +153,11 @@ def _calibrate(conversion: Conversion, types: list[str], *, is_gguf: bool) -> bo
             (conversion.calibrates and (others or _uses_importances(options, types)))
             or text is not None
             or options.preset is not None
-            or options.solver_of_quality == "feedback"
+            or conversion.solver == "feedback"
             or options.target is not None
         )
         # llama.cpp runs the whole file for it, so a GGUF is calibrated only by request
-        requested = text is not None or options.solver_of_quality == "feedback"
+        requested = text is not None or conversion.solver == "feedback"
         calibrate = options.imatrix is None and is_useful and (requested or not is_gguf)
     has_files = bool(options.target) or any(name not in (*FORMATS, IMATRIX) for name in types)
     if not others and not (has_files and calibrate):
@@ -186,9 +209,9 @@ def _options(conversion: Conversion, work: RunOptions, *, calibrate: bool) -> "C
         split_max_size=parse_size(gguf.split_max_size, "--split-max-size") if gguf.split_max_size else None,
         allow_requantize=gguf.allow_requantize,
         mtp=gguf.mtp,
-        solver=gguf.solver_of_quality,
-        sweeps=BEST_SWEEPS if gguf.quality == "best" else SWEEPS,
-        asymmetric=gguf.quality == "best",
+        solver=conversion.solver,
+        sweeps=BEST_SWEEPS if conversion.quality == "best" else SWEEPS,
+        asymmetric=conversion.quality == "best",
         reorder=gguf.reorder_neurons,
         pre=gguf.pre,
         chat_template=gguf.chat_template,

@@ -41,6 +41,7 @@ def type_option(help_: str, complete: Callable[[str], list[tuple[str, str]]], de
     )
 
 
+Quality = Literal["standard", "high", "best"]
 CheckpointArg = Annotated[
     str,
     typer.Argument(
@@ -119,6 +120,27 @@ class PackedOptions:
     )
     max_shard_size: str = option("5G", "Largest size of a weight file.", metavar="SIZE")
     base: str | None = option(None, "Source of config.json and tokenizer for a GGUF as SOURCE.", metavar="DIR|ORG/NAME")
+
+
+@dataclass(frozen=True)
+class QualityOptions:
+    """The preset of how types are rounded."""
+
+    heading: ClassVar[str] = "Quality"
+    quality: Quality = option(
+        "standard",
+        "Preset: high is --solver feedback of GGUF types; best also follows the rounded layers, of awq and gptq too.",
+    )
+
+
+@dataclass(frozen=True)
+class FolderQualityOptions:
+    """The preset of how a folder is rounded."""
+
+    heading: ClassVar[str] = "Quality"
+    quality: Literal["standard", "best"] = option(
+        "standard", "best: round each matrix for the inputs that the rounded layers before it give (slower)."
+    )
 
 
 @dataclass(frozen=True)

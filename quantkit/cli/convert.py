@@ -13,6 +13,7 @@ from quantkit.cli.conversion_options import (
     GptqOptions,
     OutputOptions,
     PackedOptions,
+    QualityOptions,
     RunOptions,
     complete_type,
     type_option,
@@ -48,6 +49,7 @@ def convert(
     adapters: AdapterOptions,
     gguf: GgufOptions,
     packed: PackedOptions,
+    quality: QualityOptions,
     awq: AwqOptions,
     gptq: GptqOptions,
     calibration: CalibrationOptions,
@@ -66,7 +68,18 @@ def convert(
         raise UsageError("no type is given; name one with -t (-t q4_k_m), or a size with --target-size")
     if types and (repacked := repackable(source, types)) and repack_source(out, source, repacked, output, work):
         return
-    conversion = Conversion(tuple(types or ()), output, gguf, packed, awq, gptq, calibration, adapters, calibrates=True)
+    conversion = Conversion(
+        tuple(types or ()),
+        output,
+        gguf,
+        packed,
+        awq,
+        gptq,
+        calibration,
+        adapters,
+        quality=quality.quality,
+        calibrates=True,
+    )
     convert_source(out, "convert", source, conversion, work)
 
 

@@ -3,7 +3,14 @@
 from typing import Annotated
 
 from quantkit.cli.conversion import Conversion
-from quantkit.cli.conversion_options import AdapterOptions, CalibrationOptions, OutputOptions, RunOptions, type_option
+from quantkit.cli.conversion_options import (
+    AdapterOptions,
+    CalibrationOptions,
+    OutputOptions,
+    QualityOptions,
+    RunOptions,
+    type_option,
+)
 from quantkit.cli.convert import convert_source
 from quantkit.cli.gguf_options import GgufOptions, complete_gguf_type
 from quantkit.cli.option_groups import grouped
@@ -32,6 +39,7 @@ def gguf(
     output: OutputOptions,
     adapters: AdapterOptions,
     options: GgufOptions,
+    quality: QualityOptions,
     calibration: CalibrationOptions,
     work: RunOptions,
 ) -> None:
@@ -46,6 +54,7 @@ def gguf(
     names = types or ([] if others else ["q4_0"])
     for name in names:
         file_type(name)  # raises for any other type
-    convert_source(
-        out, "gguf", source, Conversion(tuple(names), output, options, calibration=calibration, adapters=adapters), work
+    conversion = Conversion(
+        tuple(names), output, options, calibration=calibration, adapters=adapters, quality=quality.quality
     )
+    convert_source(out, "gguf", source, conversion, work)

@@ -51,10 +51,6 @@ class GgufOptions:
         "llama.cpp",
         "Rounding: llama.cpp's own, or error feedback over a calibration text (more accurate, slower).",
     )
-    quality: Literal["standard", "high", "best"] = option(
-        "standard",
-        "Preset: high is --solver feedback; best also follows the rounded layers, in more sweeps (slower).",
-    )
     reorder_neurons: bool = option(
         False,
         "Sort neurons by size where it pays (q6_k); LoRAs of the source do not fit.",
@@ -116,10 +112,6 @@ class GgufOptions:
             return None
         size = None if self.target_size is None else parse_size(self.target_size, "--target-size")
         return Target(size=size, bits=self.target_bpw)
-
-    @property
-    def solver_of_quality(self) -> Literal["llama.cpp", "feedback"]:
-        return self.solver if self.quality == "standard" else "feedback"
 
     @property
     def mix_options(self) -> "MixOptions":

@@ -5,6 +5,7 @@ from quantkit.cli.conversion_options import (
     AdapterOptions,
     CalibrationOptions,
     CheckpointArg,
+    FolderQualityOptions,
     GptqOptions,
     OutputOptions,
     PackedOptions,
@@ -22,6 +23,7 @@ def gptq(
     output: OutputOptions,
     adapters: AdapterOptions,
     packed: PackedOptions,
+    quality: FolderQualityOptions,
     options: GptqOptions,
     calibration: CalibrationOptions,
     work: RunOptions,
@@ -34,5 +36,13 @@ def gptq(
 
     Example: quantkit gptq ORG/NAME --bits 4 --group-size 128 -o out
     """
-    conversion = Conversion(("gptq",), output, packed=packed, gptq=options, calibration=calibration, adapters=adapters)
+    conversion = Conversion(
+        ("gptq",),
+        output,
+        packed=packed,
+        gptq=options,
+        calibration=calibration,
+        adapters=adapters,
+        quality=quality.quality,
+    )
     convert_source(out, "gptq", source, conversion, work)

@@ -37,7 +37,7 @@ class AsymmetricRounder(FeedbackRounder):
     def quantize(
         self, layer: LayerLinears, expert: int | None, tensors: Mapping[str, Array], sums: Mapping[str, Statistics]
     ) -> None:
-        if all(entry.key == AFTER_EXPERTS for entry in layer.inputs):
+        if layer.inputs and all(entry.key == AFTER_EXPERTS for entry in layer.inputs):
             return
         moves = dict(self.moves(layer, expert, tensors, sums)) if self.plan.request.reorder else {}
         others = {output.label for output in self.plan.outputs}.difference(self.streams)

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantkit.conversion.layer_quantizer import Array, LayerQuantizer, Sums, Tensors
+from quantkit.conversion.rounded_inputs import Received
 from quantkit.forward.arrays import device, place
 from quantkit.forward.linears import Input, LayerLinears, Linear, NormFold, RowFold
 from quantkit.quant.awq import search_scale
@@ -36,24 +37,39 @@ class AwqQuantizer(LayerQuantizer):
 
     def quantize(self, layer: LayerLinears, expert: int | None, tensors: Tensors, sums: Sums) -> None:
         inputs = [entry for entry in layer.inputs if entry.expert == expert]
+        tensors = self.begin_part(layer, expert, tensors)
         for entry in inputs:
             if entry.key in self._scales:  # the norm before the experts, scaled with the rest of the layer
                 fold_input(tensors, entry, self._scales[entry.key])
         for entry in reversed(inputs):
-            linears = self.quantized(entry)
+            # rounded layers give their inputs in the order of execution, when all scales are known
+            linears = self.quantized(entry) if self.follower is None else []
             fold = None if entry.key in self._scales else _fold_of(layer, entry)
             searched = self._searched(layer, fold, tensors) if fold is not None else []
             if not (linears or searched):
                 continue
-            factored = self.factor(entry, sums, searched or [matrix(tensors, linear) for linear in linears])
+            weights = searched or [matrix(tensors, linear) for linear in linears]
+            factored = self.factor(entry, sums[entry.key], weights)
             if fold is not None and searched:
                 ties = np.array(fold.rows) if isinstance(fold, RowFold) else None
                 self._fold(layer, fold, expert, tensors, self._scale(searched, factored, sums[entry.key], ties))
-            scale = self._scales.get(entry.key)
             if linears:
-                factored = factored if scale is None else factored.scaled(scale)
-                self.round(tensors, linears, factored, sums[entry.key], scale=scale)
+                self.round(tensors, linears, factored, Received(sums[entry.key]), scale=self._scales.get(entry.key))
         self.write_kept(tensors, inputs)
+        if self.follower is not None:
+            self._round_received(inputs, tensors, sums)
+
+    def _round_received(self, inputs: Sequence[Input], tensors: Tensors, sums: Sums) -> None:
+        """Round the linears for the inputs that the folder's rounded layers give."""
+        for entry in inputs:
+            linears, scale = self.quantized(entry), self._scales.get(entry.key)
+            if linears:
+                received = self.received(entry, sums, scale)
+                weights = [matrix(tensors, linear) for linear in linears]
+                unscaled = weights if scale is None else [weight / scale for weight in weights]
+                factored = self.factor(entry, received.statistics, unscaled)
+                self.round(tensors, linears, factored, received, scale=scale)
+        self.end_part()
 
     def _scale(
         self, weights: Sequence[Array], factored: Factor, statistics: Statistics, ties: NDArray[Any] | None
@@ -124,8 +140,9 @@ class NearestAwqQuantizer(AwqQuantizer):
             if scale is not None:
                 gram = gram / (scale[:, None] * scale)
             for linear in self.quantized(entry):
-                rounded = quantize_awq(matrix(tensors, linear), gram, self.plan.request.grid, self.workers)
-                self.write_quantized(tensors, linear, rounded, gram)
+                weight = matrix(tensors, linear)
+                rounded = quantize_awq(weight, gram, self.plan.request.grid, self.workers)
+                self.write_quantized(tensors, linear, weight, rounded, gram)
 
     def _search_and_fold(
         self, layer: LayerLinears, fold: NormFold | RowFold, expert: int | None, tensors: Tensors, sums: Sums

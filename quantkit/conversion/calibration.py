@@ -20,6 +20,7 @@ from quantkit.conversion.layer_outputs import OUTSIDE_LAYERS, LayerOutputs, laye
 from quantkit.conversion.layer_quantizer import LayerQuantizer
 from quantkit.conversion.neurons import load_orders, save_orders
 from quantkit.conversion.packed_layers import LayerSums, quantizer_of
+from quantkit.conversion.rounded_inputs import RoundedInputs
 from quantkit.errors import OutputError, PassingError
 from quantkit.files import partial_path
 from quantkit.forward.devices import is_full
@@ -88,7 +89,7 @@ def calibrate(
         options = StreamOptions(gram, calibration.propagate, device, hold_states=hold)
         stream = Stream(native, calibration.samples.tokens, plan.work, threads=plan.threads, options=options)
         stack.enter_context(stream)
-        followers = _rounded_streams(plan, rounder, stream, stack)
+        followers = _rounded_streams(plan, rounder, quantizers, stream, stack)
         progress.start("calibrating", count)
         first = _first_layer(plan, count, journal, [stream, *followers])
         if OUTSIDE_LAYERS not in journal.records:
@@ -177,16 +178,26 @@ def _rounder(
 
 
 def _rounded_streams(
-    plan: ConversionPlan, rounder: FeedbackRounder | None, stream: Stream, stack: ExitStack
+    plan: ConversionPlan,
+    rounder: FeedbackRounder | None,
+    quantizers: Sequence[LayerQuantizer],
+    stream: Stream,
+    stack: ExitStack,
 ) -> list[RoundedStream]:
-    """The streams that an asymmetric rounder follows, one for each file."""
-    if not isinstance(rounder, AsymmetricRounder):
-        return []
-    streams = {
-        label: stack.enter_context(RoundedStream(stream, plan.work / f"rounded-{label}")) for label in rounder.labels
-    }
-    rounder.follow(streams)
-    return list(streams.values())
+    """The streams of rounded layers that are followed, one for each file or folder."""
+
+    def followed(label: str) -> RoundedStream:
+        return stack.enter_context(RoundedStream(stream, plan.work / f"rounded-{label}"))
+
+    streams: dict[str, RoundedStream] = {}
+    if isinstance(rounder, AsymmetricRounder):
+        streams = {label: followed(label) for label in rounder.labels}
+        rounder.follow(streams)
+    own = [followed(folder.label) for folder in plan.following_folders]
+    following = (quantizer for quantizer in quantizers if quantizer.plan.request.follows_rounded)
+    for quantizer, of_folder in zip(following, own, strict=True):
+        quantizer.follower = RoundedInputs(of_folder)
+    return [*streams.values(), *own]
 
 
 def survey(plan: ConversionPlan, calibration: CalibrationPlan, progress: Progress) -> Squares:

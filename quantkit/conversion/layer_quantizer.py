@@ -7,12 +7,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from quantkit.conversion.rounded_inputs import Received, RoundedInputs
 from quantkit.forward.arrays import device, place
 from quantkit.forward.linears import Input, LayerLinears, Linear
 from quantkit.machine import release_freed_memory
 from quantkit.outputs.packed_folders import FolderPlan
 from quantkit.packed.formats import IntegerFormat, Packed
 from quantkit.packed.writer import FolderWriter
+from quantkit.quant.asymmetric import factored_correction, is_better
 from quantkit.quant.factor import SHRINK, Damping, Factor, factor
 from quantkit.quant.fold import matrix
 from quantkit.quant.gptq import round_with_feedback
@@ -28,6 +30,8 @@ Sums = Mapping[str, Statistics]
 
 # The output error of a linear is measured on this many rows, evenly spread.
 _ERROR_ROWS = 128
+# Rows by which the rounding of other weights is compared with that of the source's.
+_COMPARED_ROWS = 64
 
 
 @dataclass
@@ -37,6 +41,7 @@ class LayerQuantizer:
     Its algorithms compute where the Gram matrices are. `on_device`: they take those of a device of torch.
 
     `read` returns a whole tensor of the checkpoint. `propagate`: the tensors become those that a runtime will use.
+    `follower`: gives the inputs of the folder's own rounded layers, for which matrices are then rounded.
     """
 
     plan: FolderPlan
@@ -47,6 +52,7 @@ class LayerQuantizer:
     errors: dict[str, float] = field(default_factory=dict)
     damping: dict[str, float] = field(default_factory=dict)
     written: list[str] = field(default_factory=list)
+    follower: RoundedInputs | None = None
     on_device = False
 
     def begin(self) -> None:
@@ -69,14 +75,35 @@ class LayerQuantizer:
         """The linears of an input that are quantized."""
         return [linear for linear in entry.linears if linear.name in self.plan.quantized]
 
+    def begin_part(self, layer: LayerLinears, expert: int | None, tensors: Tensors) -> Tensors:
+        """The tensors to quantize: those of the source, or copies that take the values of the file."""
+        return tensors if self.follower is None else self.follower.begin(layer, expert, tensors)
+
+    def received(self, entry: Input, sums: Sums, scale: Array | None = None) -> Received:
+        """What the linears of an input receive: of the source's layers, or of the folder's, which divide by `scale`."""
+        if self.follower is None:
+            return Received(sums[entry.key])
+        return self.follower.received(entry, sums, scale)
+
+    def end_part(self) -> None:
+        """Follow the quantized tensors."""
+        if self.follower is not None:
+            self.follower.end()
+
     def factor(
-        self, entry: Input, sums: Sums, weights: Sequence[Array], *, damp: float | None = None, act_order: bool = True
+        self,
+        entry: Input,
+        statistics: Statistics,
+        weights: Sequence[Array],
+        *,
+        damp: float | None = None,
+        act_order: bool = True,
     ) -> Factor:
         """The factor of an input's Gram matrix, for rounding `weights`. A damping that had to be raised is recorded.
 
         damp: None to choose it and the shrinkage on held-out samples.
         """
-        statistics, name = sums[entry.key], f"the input of {entry.linears[0].name}"
+        name = f"the input of {entry.linears[0].name}"
         assert statistics.gram is not None
         release_freed_memory()  # of the threads that rounded the last input
         trust = Trust(SHRINK, damp) if damp is not None else self._trust(statistics, weights)
@@ -114,43 +141,68 @@ class LayerQuantizer:
         tensors: Tensors,
         linears: Sequence[Linear],
         factored: Factor,
-        statistics: Statistics,
+        received: Received,
         *,
         static_groups: bool = True,
         scale: Array | None = None,
     ) -> None:
-        """Round linears of one input with error feedback and write them. Their columns are multiplied by `scale`."""
-        assert statistics.gram is not None
-        there, workers = device(statistics.gram), self.workers_for(statistics)
-        weights = [place(matrix(tensors, linear), there) for linear in linears]
-        rounded = round_with_feedback(
-            weights, factored, self.plan.request.grid, static_groups=static_groups, workers=workers
-        )
-        del weights
-        gram = statistics.gram
+        """Round linears of one input with error feedback and write them.
+
+        factored: of what they receive. scale: by which their columns are multiplied already.
+        """
+        gram, cross = received.statistics.gram, received.cross
+        assert gram is not None
+        there, workers = device(gram), self.workers_for(received.statistics)
+        correction = None if cross is None else factored_correction(cross, factored, workers)
         if scale is not None:
             placed = place(scale, there)
-            gram = gram / (placed[:, None] * placed)
-        for linear, quantized in zip(linears, rounded, strict=True):
-            self.write_quantized(tensors, linear, quantized, gram)
+            factored, gram = factored.scaled(scale), gram / (placed[:, None] * placed)
+            if cross is not None and correction is not None:
+                cross, correction = cross / (placed[:, None] * placed), correction / placed[:, None] * placed
 
-    def write_quantized(self, tensors: Tensors, linear: Linear, quantized: Quantized, gram: Array) -> None:
+        def rounded(weights: Sequence[Array]) -> list[Quantized]:
+            return round_with_feedback(
+                weights, factored, self.plan.request.grid, static_groups=static_groups, workers=workers
+            )
+
+        wanted = [place(matrix(tensors, linear), there) for linear in linears]
+        if correction is None or cross is None:
+            quantized = rounded(wanted)
+        else:
+            source, wanted = wanted, [weight + weight @ correction for weight in wanted]
+            quantized = rounded(wanted)
+            samples = [weight[_every(weight)] for weight in source]
+            for at, (sample, plain) in enumerate(zip(samples, rounded(samples), strict=True)):
+                chosen = quantized[at].rows(_every(source[at]))
+                if not is_better(
+                    sample, place(chosen.dequantized(), there), place(plain.dequantized(), there), gram, cross
+                ):
+                    wanted[at] = source[at]
+                    (quantized[at],) = rounded([source[at]])
+        for linear, weight, values in zip(linears, wanted, quantized, strict=True):
+            self.write_quantized(tensors, linear, weight, values, gram)
+
+    def write_quantized(
+        self, tensors: Tensors, linear: Linear, wanted: Array, quantized: Quantized, gram: Array
+    ) -> None:
         """Write a quantized linear and measure the relative error of its output over the calibration text."""
         folder_format, request = self.plan.format, self.plan.request
         assert isinstance(folder_format, IntegerFormat)
         quantized = folder_format.as_stored(quantized, request)
         packed = folder_format.pack(quantized, request)
-        self.write_packed(matrix(tensors, linear), linear, packed, quantized.dequantized(), gram)
+        self.write_packed(tensors, linear, wanted, packed, quantized.dequantized(), gram)
 
-    def write_packed(self, weight: Array, linear: Linear, packed: Packed, rounded: Array, gram: Array) -> None:
-        """Write the tensors of a linear; `rounded`: what they mean, for its error."""
-        rows = slice(None, None, -(-len(weight) // _ERROR_ROWS))
+    def write_packed(
+        self, tensors: Tensors, linear: Linear, wanted: Array, packed: Packed, rounded: Array, gram: Array
+    ) -> None:
+        """Write the tensors of a linear; `rounded`: what they mean, for the error of its outputs beside `wanted`'s."""
+        rows = slice(None, None, -(-len(wanted) // _ERROR_ROWS))
         there = device(gram)
-        self.errors[linear.name] = output_error(place(weight[rows], there), place(rounded[rows], there), gram)[1]
+        self.errors[linear.name] = output_error(place(wanted[rows], there), place(rounded[rows], there), gram)[1]
         for suffix, values in packed.items():
             self._write(self.plan.tensor(linear.name, suffix), values)
-        if self.propagate:
-            weight[:] = rounded
+        if self.propagate or self.follower is not None:
+            matrix(tensors, linear)[:] = rounded
 
     def write_kept(self, tensors: Tensors, inputs: Iterable[Input]) -> None:
         """Write every tensor except the weights of quantized linears."""
@@ -158,7 +210,14 @@ class LayerQuantizer:
         for name, values in tensors.items():
             if name not in weights:
                 self._write(name, values)
+                if self.follower is not None:
+                    values[:] = self.writer.as_stored(name, values)
 
     def _write(self, name: str, values: NDArray[Any]) -> None:
         self.writer.write(name, values)
         self.written.append(name)
+
+
+def _every(weight: Array) -> slice:
+    """Evenly spread rows of a matrix, at most _COMPARED_ROWS."""
+    return slice(None, None, -(-len(weight) // _COMPARED_ROWS))

@@ -37,13 +37,17 @@ class GptqQuantizer(LayerQuantizer):
 
     def quantize(self, layer: LayerLinears, expert: int | None, tensors: Tensors, sums: Sums) -> None:
         request, inputs = self.plan.request, [entry for entry in layer.inputs if entry.expert == expert]
+        tensors = self.begin_part(layer, expert, tensors)
         self.write_kept(tensors, inputs)
         for entry in inputs:
             linears = self.quantized(entry)
             if linears:
-                weights = [matrix(tensors, linear) for linear in linears]
-                factored = self.factor(entry, sums, weights, damp=request.damp, act_order=request.act_order)
-                self.round(tensors, linears, factored, sums[entry.key], static_groups=request.static_groups)
+                weights, received = [matrix(tensors, linear) for linear in linears], self.received(entry, sums)
+                factored = self.factor(
+                    entry, received.statistics, weights, damp=request.damp, act_order=request.act_order
+                )
+                self.round(tensors, linears, factored, received, static_groups=request.static_groups)
+        self.end_part()
 
 
 class PointsQuantizer(LayerQuantizer):
@@ -63,10 +67,11 @@ class PointsQuantizer(LayerQuantizer):
             shared = folder_format.shared(weights, float(statistics.maxima.max(initial=0)))
             factored = None
             if request.feeds_errors_back:
-                factored = self.factor(entry, sums, weights, damp=request.damp, act_order=request.act_order)
+                factored = self.factor(entry, statistics, weights, damp=request.damp, act_order=request.act_order)
             for linear, weight in zip(linears, weights, strict=True):
                 packed = {**self._rounded(folder_format, weight, shared, factored), **shared}
-                self.write_packed(weight, linear, packed, folder_format.unpacked(packed, request), statistics.gram)
+                unpacked = folder_format.unpacked(packed, request)
+                self.write_packed(tensors, linear, weight, packed, unpacked, statistics.gram)
 
     def _rounded(
         self, folder_format: PointsFormat, weight: Array, shared: Packed, factored: Factor | None

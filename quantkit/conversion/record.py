@@ -97,8 +97,10 @@ def _record(
 
 def _error_method(output: OutputPlan) -> str:
     if isinstance(output, FolderPlan) and output.format.calibrated:
+        aim = " that make up for earlier layers" if output.request.follows_rounded else ""
         return (
-            "squared error of the outputs over the calibration text, over their squares, on sampled rows of each linear"
+            f"squared error of the outputs{aim} over the calibration text, over their squares, on sampled rows of each"
+            " linear"
         )
     part = "linear" if isinstance(output, FolderPlan) else "tensor"
     return f"RMS error over RMS of the source, on sampled rows of each {part}"
@@ -180,6 +182,7 @@ def _calibrated_facts(plan: ConversionPlan, folder: FolderPlan, calibration: Cal
     assert plan.calibration is not None
     options = _folder_facts(plan, folder)["options"]
     options["propagate"] = "quantized" if plan.calibration.propagate else "float"
+    options["quality"] = "best" if request.follows_rounded else "standard"
     if request.method != request.algorithm_used:
         options["algorithm"] = request.algorithm_used
     if isinstance(folder.format, PointsFormat) and not request.feeds_errors_back:

@@ -152,9 +152,14 @@ class ConversionPlan:
         """Bytes of disk for the outputs and the work folder."""
         inputs = self.calibration or self.callback
         code = sum(folder.code.size for folder in self.folders)
-        # the states of the source, and of each file's rounded layers
-        streams = 1 + len(self.gguf.outputs) if self.gguf and self.is_asymmetric else 1
+        # the states of the source, and of the rounded layers of each file and folder
+        streams = 1 + len(self.following_folders) + (len(self.gguf.outputs) if self.gguf and self.is_asymmetric else 0)
         return sum(output.size for output in self.outputs) + code + (streams * inputs.disk if inputs else 0)
+
+    @property
+    def following_folders(self) -> tuple[FolderPlan, ...]:
+        """The folders that are rounded for the inputs of their own rounded layers."""
+        return tuple(folder for folder in self.calibrated_folders if folder.request.follows_rounded)
 
     @property
     def is_asymmetric(self) -> bool:
@@ -176,12 +181,14 @@ class ConversionPlan:
 
     @property
     def _rounding_memory(self) -> int:
-        """Bytes of the rows that threads round with error feedback at once."""
-        if self.gguf is None or self.gguf.request.solver != "feedback" or self.calibration is None:
+        """Bytes of the rows of GGUF types that threads round with error feedback at once, and of rounded streams."""
+        if self.calibration is None:
             return 0
-        widest = max(entry.width for layer in self.calibration.layers for entry in layer.inputs)
-        rows = working_memory(widest, self.threads)
-        return rows + asymmetric_memory(self.calibration.layers) if self.is_asymmetric else rows
+        layers = self.calibration.layers
+        following = asymmetric_memory(layers) if self.is_asymmetric or self.following_folders else 0
+        if self.gguf is None or self.gguf.request.solver != "feedback":
+            return following
+        return working_memory(max(entry.width for layer in layers for entry in layer.inputs), self.threads) + following
 
     @property
     def parameters(self) -> int:

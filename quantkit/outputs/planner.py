@@ -187,12 +187,19 @@ def _plan_calibration(
     source: Checkpoint, request: ConversionRequest, samples: Samples | None, threads: int
 ) -> CalibrationPlan:
     calibrated = [folder for folder in request.folders if FORMATS[folder.method].calibrated]
+    follows = any(folder.follows_rounded for folder in calibrated)
+    if request.calibration.propagate and follows:
+        raise UsageError(
+            "--propagate quantized does not go with --quality best, which follows the source's layers too; leave one of"
+            " them out"
+        )
     if request.calibration.propagate and (len(calibrated), request.calibrated) != (1, 1):
         raise UsageError("--propagate quantized allows one calibrated type only; the hidden states follow that type")
     feedback = request.gguf is not None and request.gguf.solver == "feedback"
     native = Native(source, nearest=not request.folders)
     copies = GRAM_COPIES if calibrated or feedback else 0
-    wanted = replace(request.calibration, asymmetric=request.gguf is not None and request.gguf.asymmetric)
+    asymmetric = follows or (request.gguf is not None and request.gguf.asymmetric)
+    wanted = replace(request.calibration, asymmetric=asymmetric)
     return plan_calibration(native, wanted, samples, gram_copies=copies, threads=threads, max_ram=request.max_ram)
 
 

@@ -17,7 +17,7 @@ from quantkit.outputs.plan import ConversionRequest
 from quantkit.outputs.projector import projector_types
 from quantkit.outputs.target import Target
 from quantkit.outputs.templates import choose_template
-from quantkit.packed.formats import Algorithm, FolderRequest
+from quantkit.packed.formats import FOLLOWING, Algorithm, FolderRequest
 from quantkit.packed.layout import MAX_SHARD
 from quantkit.packed.registry import FORMATS
 from quantkit.quant.feedback import SWEEPS
@@ -50,8 +50,8 @@ class ConvertOptions:
         mtp: layers that predict a later token (MTP): "keep", "only" or "drop".
         solver: rounding of GGUF types: "llama.cpp", or "feedback" for error feedback over the calibration.
         sweeps: sweeps of coordinate descent that follow the error feedback of GGUF types.
-        asymmetric: with the solver "feedback", round each matrix of a GGUF for the inputs that the rounded layers
-            before it give, so that its outputs are nearest to the source's (GPTAQ).
+        asymmetric: with error feedback, round each matrix of a GGUF (solver "feedback"), of AWQ and of GPTQ for the
+            inputs that the rounded layers before it give, so that its outputs are nearest to the source's (GPTAQ).
         reorder: sort the neurons of feed-forwards by the size of their outputs, with the solver "feedback".
         mmproj: types in which the projector of a model that sees is written beside the GGUF: f16, bf16, q8_0.
         pre: name of the BPE pre-tokenizer; None to recognize it.
@@ -146,6 +146,7 @@ def conversion_request(
                 act_order=options.act_order,
                 static_groups=options.static_groups,
                 algorithm=options.algorithm,
+                follows_rounded=options.asymmetric and method in FOLLOWING and options.rounding == "feedback",
             )
             for method in methods
         ),

@@ -21,6 +21,8 @@ Algorithm = Literal["awq", "gptq"]
 MLX_GPTQ = ("mlx-3bit-gptq", "mlx-4bit-gptq")
 OWN_ALGORITHM = {"awq": "awq", "gptq": "gptq", "w8a8": "smoothquant", "w4a4": "gptq", **dict.fromkeys(MLX_GPTQ, "gptq")}
 """The algorithm of the formats for which --algorithm does not choose it."""
+FOLLOWING = ("awq", "gptq", "w4a16", "w8a16")
+"""The formats that can be rounded for the inputs of their own rounded layers."""
 Packed = dict[str, NDArray[Any]]
 """The tensors of a linear: suffix of its name -> values."""
 Stored = Mapping[str, tuple[str, tuple[int, ...]]]
@@ -34,7 +36,8 @@ class FolderRequest:
     `method`: a name of `FORMATS`. `dtype` of kept tensors; None for the source's 16-bit type. `algorithm`, of w4a16 and
     w8a16: whose rounding. `rounding`, of AWQ's and of w4a4: with error feedback, or to nearest. Of error feedback
     alone: `damp` (the fraction of the Hessian's mean diagonal added to its diagonal; None: by the number of tokens),
-    `act_order`. Of GPTQ's alone: `static_groups`.
+    `act_order`. Of GPTQ's alone: `static_groups`. `follows_rounded`: each matrix is rounded for the inputs that the
+    folder's rounded layers give (see `quant.asymmetric`); one of `FOLLOWING`, with error feedback.
     """
 
     method: str
@@ -47,6 +50,7 @@ class FolderRequest:
     act_order: bool = True
     static_groups: bool = True
     algorithm: Algorithm = "gptq"
+    follows_rounded: bool = False
 
     @property
     def stored_dtype(self) -> str:

@@ -93,6 +93,10 @@ class FolderWriter:
         except OSError as error:
             raise cannot_write(f"tensor {name} into {self.folder}", error) from error
 
+    def as_stored(self, name: str, values: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The values of a tensor as its planned dtype rounds them. Raises as `write` does."""
+        return _as_stored(name, values, self._place(name)[1].dtype).astype(np.float32)
+
     def sha256(self, name: str) -> str:
         """The sha256 of the bytes of a tensor, or of a matrix of a stack, as this writer wrote them.
 

@@ -11,10 +11,11 @@ Error feedback over H then rounds these. H has its shrinkage and damping, so tha
 import numpy as np
 from gguf import GGMLQuantizationType
 
-from quantkit.forward.arrays import contiguous, device, namespace, place
+from quantkit.forward.arrays import contiguous, device, inner_product, namespace, place
 from quantkit.gguf.blocks import FORMATS
 from quantkit.quant.block_kernels import steps
 from quantkit.quant.block_search import nearest_points
+from quantkit.quant.factor import Factor
 from quantkit.quant.feedback import Curvature
 from quantkit.quant.grid import Array
 from quantkit.quant.held_out import propagated, taken_back
@@ -47,6 +48,34 @@ def correction(cross: Array, curvature: Curvature, workers: Workers = SERIAL) ->
 
     solved: Array = xp.concatenate(workers.map(some, list(parts(len(cross), _ROWS))))
     return solved
+
+
+def factored_correction(cross: Array, factored: Factor, workers: Workers = SERIAL) -> Array:
+    """The `correction` of the factor that AWQ and GPTQ round by."""
+    importance = factored.pivots * factored.pivots
+    by = Curvature(factored.gram, factored.order, factored.feedback, importance, factored.damp)
+    return correction(cross, by, workers)
+
+
+def error_over_rounded(weights: Array, values: Array, gram: Array, cross: Array) -> float:
+    """||W x - V x~||^2 over the tokens, less the part that no V changes: tr(E H E') - 2 tr(W D E') with E = V - W.
+
+    weights, values: W and V, float32 (n, n_in). gram, cross: H and D, (n_in, n_in).
+    """
+    error: Array = values - weights
+    return inner_product(error @ gram, error) - 2 * inner_product(weights @ cross, error)
+
+
+def is_better(weights: Array, corrected: Array, plain: Array, gram: Array, cross: Array) -> bool:
+    """Whether rounding the corrected weights gives values `corrected` that are nearer in output than `plain`.
+
+    plain: the rounded `weights` themselves, which they stay where that is exact. All (n, n_in).
+    """
+    error: Array = plain - weights
+    if inner_product(error, error) <= _EXACT * inner_product(weights, weights):
+        return False
+    of_corrected, of_plain = (error_over_rounded(weights, values, gram, cross) for values in (corrected, plain))
+    return of_corrected < of_plain
 
 
 def holds_exactly(kind: GGMLQuantizationType, rows: Array, importance: Array) -> bool:

@@ -32,6 +32,8 @@ LOGIT_FLOOR = {8: 0.95, 6: 0.9, 5: 0.7, 4: 0.5, 3: 0.25, 2: -1.0}
 # The share, by magnitude, of products of a source weight and its quantized weight that are positive. Folded scales are
 # positive and keep the signs, so it holds for AWQ too; misplaced rows or columns give one half.
 SIGN_FLOOR = {8: 0.995, 6: 0.99, 5: 0.98, 4: 0.97, 3: 0.93, 2: 0.8}
+FOLLOWING_FLOOR = 0.9
+"""Of matrices that make up for the errors of earlier layers, and are meant to differ from the source's."""
 _GENERATED = 4
 
 
@@ -139,6 +141,8 @@ def _same_bytes(path: Path, expected: bytes) -> None:
 def _rows(opened: QuantizedFolder, plan: FolderPlan, native: Native) -> str:
     """Signs of sampled rows of every quantized linear against the source's."""
     floor = SIGN_FLOOR[plan.request.grid.bits]
+    if plan.request.follows_rounded:
+        floor = min(floor, FOLLOWING_FLOOR)
     worst, worst_name = 1.0, ""
     for name, linear in plan.quantized.items():
         weight = name + linear.form.weight

@@ -1,0 +1,206 @@
+"""Folders whose matrices are rounded for the inputs of their own rounded layers: the paper's target, in float64."""
+
+import json
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from quantkit.checkpoint import open_checkpoint
+from quantkit.conversion import run as run_module
+from quantkit.conversion.layer_quantizer import LayerQuantizer
+from quantkit.errors import PassingError
+from quantkit.families import reference_logits
+from quantkit.families.base.native import Native
+from quantkit.forward.linears import LayerLinears, RowFold
+from quantkit.forward.parts import Form
+from quantkit.forward.weights import Weights, rows_of_whole
+from quantkit.outputs.packed_folders import FolderRequest
+from quantkit.packed.reader import open_quantized
+from quantkit.quant.factor import SHRINK, usual_damp
+from quantkit.quant.grid import Array, Grid
+from quantkit.stream.stream import Stream
+from quantkit.texts.samples import SampleRequest, load_samples
+from tests.conversion.test_calibrated import hashes, planned, samples, written
+from tests.helpers.command import quantkit
+from tests.helpers.tiny import tiny_llama
+
+CUT = ("--samples", "12", "--seq-len", "64")
+Whole = Callable[[str], Array]
+Inputs = dict[str, np.ndarray]
+
+
+@dataclass
+class Rounded:
+    """What was rounded, by linear: the weights that were wanted, and the scale of their columns."""
+
+    wanted: dict[str, Array] = field(default_factory=dict)
+    scales: dict[str, Array | None] = field(default_factory=dict)
+    inputs: dict[str, str] = field(default_factory=dict)
+
+    def watch(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        round_, write = LayerQuantizer.round, LayerQuantizer.write_quantized
+
+        def rounding(quantizer: LayerQuantizer, tensors: Any, linears: Any, *rest: Any, **options: Any) -> None:
+            self.scales |= {linear.name: options.get("scale") for linear in linears}
+            round_(quantizer, tensors, linears, *rest, **options)
+
+        def writing(quantizer: LayerQuantizer, tensors: Any, linear: Any, wanted: Array, *rest: Any) -> None:
+            self.wanted[linear.name] = wanted.copy()
+            write(quantizer, tensors, linear, wanted, *rest)
+
+        monkeypatch.setattr(LayerQuantizer, "round", rounding)
+        monkeypatch.setattr(LayerQuantizer, "write_quantized", writing)
+
+
+def inputs_of(
+    whole: Whole, native: Native, names: Any, tokens: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> tuple[Inputs, np.ndarray]:
+    """The inputs of every linear over all samples, (tokens, width), in float64, and the logits, of plain forwards."""
+    inputs: dict[str, list[np.ndarray]] = defaultdict(list)
+    real = Weights.linear
+
+    def linear(self: Weights, name: str, x: Array, n_out: int, form: Form = Form(), index: int = 0) -> Array:
+        inputs[name].append(x.astype(np.float64))
+        return real(self, name, x, n_out, form, index)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Weights, "linear", linear)
+        logits = [
+            reference_logits(whole, native.config, sample.tolist(), rows=rows_of_whole(whole), names=names)
+            for sample in tokens
+        ]
+    return {name: np.concatenate(pieces) for name, pieces in inputs.items()}, np.stack(logits)
+
+
+def target(weight: np.ndarray, x: np.ndarray, seen: np.ndarray) -> np.ndarray:
+    """W + W D H^-1 of the paper, H with its shrinkage and damping, in float64."""
+    hessian = seen.T @ seen
+    diagonal = np.diagonal(hessian) * (1 + SHRINK)
+    np.fill_diagonal(hessian, diagonal + usual_damp(len(hessian), len(seen)) * diagonal.mean())
+    made: np.ndarray = weight + weight @ ((x - seen).T @ seen) @ np.linalg.inv(hessian)
+    return made
+
+
+def divisors(layers: tuple[LayerLinears, ...], scales: Mapping[str, Array | None]) -> dict[str, np.ndarray]:
+    """By linear, what its rows are divided by: the scale of the input that they become."""
+    found = {}
+    for layer in layers:
+        for fold in layer.folds:
+            if isinstance(fold, RowFold) and (scale := scales[layer.find(fold.input).linears[0].name]) is not None:
+                found[fold.linear.name] = np.ones(fold.linear.n_out)
+                found[fold.linear.name][list(fold.rows)] = scale
+    return found
+
+
+@pytest.mark.parametrize("method", ["awq", "gptq"])
+@pytest.mark.parametrize("name", ["llama", "gemma2", "mixtral"])
+def test_every_matrix_is_rounded_to_the_target_of_the_paper(
+    name: str, method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rounded = Rounded()
+    rounded.watch(monkeypatch)
+    request = FolderRequest(method, Grid(4, 16, symmetric=method == "gptq"), follows_rounded=True)
+    with open_checkpoint(str(written(name, tmp_path / name))) as checkpoint:
+        native = Native(checkpoint)
+        plan = planned(checkpoint, tmp_path, (request,))
+        assert plan.calibration is not None
+        result = run_module.run(plan)
+        tokens = samples(int(native.config["vocab_size"])).tokens
+        x, _ = inputs_of(native.whole, native, native.tensors.keys(), tokens, monkeypatch)
+        source = {linear: np.array(native.whole(f"{linear}.weight"), np.float64) for linear in rounded.wanted}
+    assert not result.failed
+    (folder,) = tmp_path.glob("M-*")
+    with open_quantized(folder) as opened:
+        seen, _ = inputs_of(opened.weights.read, native, opened.weights.names, tokens, monkeypatch)
+    rows, changed = divisors(plan.calibration.layers, rounded.scales), 0
+    assert rounded.wanted.keys() == plan.folders[0].quantized.keys()
+    if method == "awq":
+        assert any(scale is not None and (scale != 1).any() for scale in rounded.scales.values())
+    for linear, wanted in rounded.wanted.items():
+        scale = rounded.scales[linear]
+        columns = np.ones(wanted.shape[1]) if scale is None else scale.astype(np.float64)
+        weight = source[linear] / (rows[linear][:, None] if linear in rows else 1)
+        expected = target(weight, x[linear], seen[linear] * columns) * columns
+        change = expected - weight * columns
+        if np.abs(wanted - weight * columns).max() < 1e-3 * np.abs(change).max():
+            continue  # the rounded source's weights had the smaller error
+        # the embedding is the source's in the stream, and rounded to float16 in the folder
+        rounding = 5e-4 * np.abs(weight * columns).max()
+        changed += np.abs(change).max() > 30 * rounding
+        np.testing.assert_allclose(wanted, expected, atol=0.02 * np.abs(change).max() + rounding)
+    assert changed > 0.5 * len(rounded.wanted)
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("source") / "model"
+    return tiny_llama(folder, variant="llama3", hidden=128, intermediate=256)
+
+
+def test_the_best_quality_makes_logits_nearer_to_the_sources(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with open_checkpoint(str(source)) as checkpoint:
+        native = Native(checkpoint)
+        tokens = load_samples(checkpoint, SampleRequest(None, 12, 64, None, offline=True)).tokens
+        _, wanted = inputs_of(native.whole, native, native.tensors.keys(), tokens, monkeypatch)
+    errors = {}
+    for quality in ("standard", "best"):
+        out = tmp_path / quality
+        words = ("-t", "awq", "-t", "gptq", "-t", "q4_0", "--group-size", "32", "--quality", quality)
+        answer = quantkit("convert", source, *words, *CUT, "-o", out)
+        assert answer.code == 0, answer.stderr
+        for label in ("AWQ", "GPTQ"):
+            folder = out / f"model-{label}"
+            with open_quantized(folder) as opened:
+                _, made = inputs_of(opened.weights.read, native, opened.weights.names, tokens, monkeypatch)
+            errors[label, quality] = float(np.linalg.norm(made - wanted))
+            (record,) = json.loads((folder / "quantkit.json").read_text())["outputs"].values()
+            assert record["options"].get("quality", "standard") == quality
+    for label in ("AWQ", "GPTQ"):
+        assert errors[label, "best"] < 0.9 * errors[label, "standard"]
+
+
+def test_a_stopped_run_resumes_at_the_layer_and_folders_do_not_depend_on_each_other(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ("--group-size", "32", "--quality", "best", *CUT, "--no-logits", "--threads", "1")
+    both = ("convert", source, "-t", "awq", "-t", "gptq", *words)
+    assert quantkit(*both, "-o", tmp_path / "both").code == 0
+    assert quantkit("gptq", source, *words, "-o", tmp_path / "one").code == 0
+    expected = hashes(tmp_path / "both")
+    assert hashes(tmp_path / "one") == {name: value for name, value in expected.items() if "GPTQ" in name}
+    run, stopped = Stream.layer, tmp_path / "stopped"
+
+    def stop_at_the_second(stream: Stream, number: int, *rest: Any) -> None:
+        if number == 1:
+            raise PassingError("the disk is away")
+        run(stream, number, *rest)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Stream, "layer", stop_at_the_second)
+        assert quantkit(*both, "-o", stopped).code != 0
+    answer = quantkit(*both[:-1], "3", "-o", stopped, "--format", "json")
+    assert json.loads(answer.stdout)["resumed_layers"] == 1
+    assert hashes(stopped) == expected
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (("gptq", "--propagate", "quantized"), "--propagate quantized does not go with --quality best"),
+        (("awq", "--rounding", "nearest"), "--quality best rounds with error feedback; leave out --rounding nearest"),
+        (("convert", "-t", "fp8"), "--quality best has no effect without a GGUF type, awq, gptq, w4a16, w8a16"),
+    ],
+)
+def test_options_that_contradict_the_best_quality_are_one_sentence(
+    words: tuple[str, ...], sentence: str, source: Path
+) -> None:
+    answer = quantkit(words[0], source, *words[1:], "--quality", "best", "--dry-run")
+    assert answer.code == 2
+    assert sentence in answer.sentence
