@@ -26,7 +26,7 @@ from typing import Any
 from benchmarks.lines import REPOSITORY, WORK, Lines, Target, machine, print_machine
 from benchmarks.pareto import Point, pareto_svg
 from benchmarks.quality_files import AUTO_ROUND, FEEDBACK, IMATRIX, SIZED, Files, Options
-from benchmarks.qwen_coder import qwen_coder_checkpoint
+from benchmarks.qwen_coder import LARGE, qwen_coder_checkpoint
 from benchmarks.stories import CONTEXT, stories_checkpoint, story_texts
 from demo.smollm2 import smollm2_checkpoint
 from demo.wikitext import wikitext2_test
@@ -42,6 +42,7 @@ _CODE_CHARACTERS = 30_000
 MODELS: dict[str, Callable[[], Path]] = {
     "smollm2": smollm2_checkpoint,
     "qwen-coder": qwen_coder_checkpoint,
+    "qwen-coder-1.5b": partial(qwen_coder_checkpoint, LARGE),
     "stories": stories_checkpoint,
     "stories-mixture": partial(stories_checkpoint, mixture=True),
 }
