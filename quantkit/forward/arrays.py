@@ -213,7 +213,11 @@ def inner_product(a: Array, b: Array) -> float:
 def square(matrix: Array, order: npt.NDArray[np.integer]) -> Array:
     """The rows and columns of a square matrix in `order`."""
     if namespace(matrix) is np:
-        return np.asarray(matrix[np.ix_(order, order)])
+        # row by row: one index for all entries takes twice the time, two steps twice the memory
+        result = np.empty((len(order), len(order)), matrix.dtype)
+        for place_, row in zip(result, order, strict=True):
+            np.take(matrix[row], order, out=place_, mode="clip")
+        return result
     values: Array = matrix[order][:, order]
     return values
 

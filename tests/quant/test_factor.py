@@ -90,6 +90,19 @@ def test_a_matrix_in_panels_that_is_not_positive_definite_is_an_error(monkeypatc
         cholesky(h)
 
 
+def test_a_matrix_in_panels_that_needs_more_damping_is_factored_from_its_own_values(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The first attempt is made in place and fails in its last panels."""
+    _narrow_panels(monkeypatch)
+    h = gram(inputs(20, 130))
+    h -= 0.02 * np.diagonal(h).mean() * np.eye(130, dtype=np.float32)
+    raised = factor(h, 20, Damping(0.01))
+    assert raised.damp == pytest.approx(0.1) and raised.raised
+    again = factor(h, 20, Damping(raised.damp))
+    assert np.array_equal(raised.feedback, again.feedback) and np.array_equal(raised.pivots, again.pivots)
+
+
 def _narrow_panels(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, size in (("_PANEL", 24), ("_UPDATED", 40), ("_LEAST_BLOCKED", 24)):
+    for name, size in (("_PANEL", 24), ("_TILE", 48), ("_LEAST_BLOCKED", 24)):
         monkeypatch.setattr(factor_module, name, size)
