@@ -86,7 +86,7 @@ def calibrate(
         # asymmetric rounding sums Gram matrices of its own
         gram = calibration.gram and (bool(quantizers) or not isinstance(rounder, AsymmetricRounder))
         device, hold = calibration.device, calibration.hold_states
-        options = StreamOptions(gram, calibration.propagate, device, hold_states=hold)
+        options = StreamOptions(gram, calibration.propagate, device, hold_states=hold, hold_values=plan.holds_values)
         stream = Stream(native, calibration.samples.tokens, plan.work, threads=plan.threads, options=options)
         stack.enter_context(stream)
         followers = _rounded_streams(plan, rounder, quantizers, stream, stack)

@@ -93,10 +93,15 @@ class GgufMatrix:
             rounded[:] = move.moved.restored(written)
             return
         columns = slice(None) if self.columns is None else self.columns
-        places = {_digest(row[columns]): place for place, row in enumerate(source)}
+        places: dict[bytes, int] = {}
         step = self.step(ROWS)
         for start in range(0, len(written), step):
             rows = self.rows(start, step, None)[1]
+            at_once = slice(start, start + len(rows))
+            if np.array_equal(rows, source[at_once, columns]):
+                rounded[at_once, columns] = written[at_once]
+                continue
+            places = places or {_digest(row[columns]): place for place, row in enumerate(source)}
             for row, values in zip(rows, written[start : start + step], strict=True):
                 at = places.get(_digest(row))
                 if at is not None:

@@ -24,6 +24,14 @@ _ROWS, _ROWS_OF_TENSORS = 64, 512
 
 def attend(part: Attention, layer: Layer, x: Array, context: Context) -> Array:
     """Attention over the hidden states x (n, hidden): (n, hidden)."""
+    name = layer.at + part.at + part.out
+    heads = layer.weights.once(name, lambda: _heads(part, layer, x, context))
+    out = layer.weights.linear(name, heads, x.shape[1], part.form)
+    return out * np.float32(part.multipliers(layer.config)[3]) if part.multipliers else out
+
+
+def _heads(part: Attention, layer: Layer, x: Array, context: Context) -> Array:
+    """The outputs of all heads side by side, (n, heads * width)."""
     gate: Array | None = None
     excluded: Array | None = None
     apart: NDArray[np.bool_] | None = None
@@ -85,8 +93,8 @@ def attend(part: Attention, layer: Layer, x: Array, context: Context) -> Array:
         out[start:stop] = mixed.swapaxes(0, 1)
     if gate is not None:
         out *= softplus(gate) if part.gate_function == "softplus" else sigmoid(gate)
-    out = layer.weights.linear(layer.at + part.at + part.out, out.reshape(n, -1), x.shape[1], part.form)
-    return out * np.float32(part.multipliers(layer.config)[3]) if part.multipliers else out
+    flat: Array = out.reshape(n, -1)
+    return flat
 
 
 def query_steps(n: int, chunk: int, where: Any) -> Iterator[tuple[int, int]]:

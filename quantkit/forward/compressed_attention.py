@@ -22,6 +22,17 @@ _Angles = tuple[Array, Array]
 def compressed_attention(part: CompressedAttention, layer: Layer, x: Array) -> Array:
     """Attention over the hidden states x (n, hidden): (n, hidden)."""
     config, weights, at, n = layer.config, layer.weights, layer.at + part.at, len(x)
+    groups, rank = part.group_count(config), part.group_rank(config)
+    heads = weights.once(at + part.groups, lambda: _heads(part, layer, x))
+    by_group = heads.reshape(n, groups, -1)
+    # the linears of all groups are stacked in one matrix
+    joined = [weights.linear(at + part.groups, by_group[:, group], rank, index=group) for group in range(groups)]
+    return weights.linear(at + part.out, namespace(x).concatenate(joined, axis=1), x.shape[1])
+
+
+def _heads(part: CompressedAttention, layer: Layer, x: Array) -> Array:
+    """The outputs of all heads side by side, (n, heads * width)."""
+    config, weights, at, n = layer.config, layer.weights, layer.at + part.at, len(x)
     heads, size = int(config["num_attention_heads"]), head_dim(config)
     turned_by = angles(part.rope(config, layer.number), part.rotary(config), x)
 
@@ -60,12 +71,8 @@ def compressed_attention(part: CompressedAttention, layer: Layer, x: Array) -> A
         mixed[:, start:stop] = parts @ both
         mixed[:, start:stop] /= total
     cos, sin = turned_by
-    mixed = _turned(mixed, (cos, -sin)).swapaxes(0, 1)
-    groups, rank = part.group_count(config), part.group_rank(config)
-    by_group = mixed.reshape(n, groups, -1)
-    # the linears of all groups are stacked in one matrix
-    joined = [weights.linear(at + part.groups, by_group[:, group], rank, index=group) for group in range(groups)]
-    return weights.linear(at + part.out, xp.concatenate(joined, axis=1), x.shape[1])
+    flat: Array = _turned(mixed, (cos, -sin)).swapaxes(0, 1).reshape(n, -1)
+    return flat
 
 
 def _turned(x: Array, turned_by: _Angles) -> Array:

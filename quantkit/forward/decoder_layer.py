@@ -10,7 +10,7 @@ from quantkit.forward.arrays import namespace
 from quantkit.forward.attention import attend
 from quantkit.forward.compressed_attention import compressed_attention
 from quantkit.forward.delta_net import delta_net
-from quantkit.forward.description import AltUp, Laurel
+from quantkit.forward.description import AltUp, HyperConnections, Laurel
 from quantkit.forward.feed_forward import feed_forward, from_experts, latent_width, mixture, route, to_experts
 from quantkit.forward.hyper_connections import connect
 from quantkit.forward.kimi_delta import kimi_delta
@@ -27,6 +27,9 @@ from quantkit.forward.weights import Array, f32
 
 if TYPE_CHECKING:
     from quantkit.forward.forward import Decoder
+
+MIDDLE = "middle"
+"""The name of the hidden states after attention, see `Weights.once`."""
 
 
 class DecoderLayer:
@@ -60,38 +63,52 @@ class DecoderLayer:
 
     def attend(self, x: Array, context: Context) -> tuple[Array, Array]:
         """The hidden states (n, width) after attention, and the input of the feed-forward or the experts."""
-        architecture = self.architecture
+        architecture, once = self.architecture, self.layer.weights.once
         if part := architecture.hyper_connections:
-            around = connect(part, self.layer, part.attention, x)
-            normed = self._normed(architecture.norm_before(self.layer.number), around.read)
-            middle = around.after(self._mixed(normed, context))
+            middle = once(MIDDLE, lambda: self._after_attention_to_streams(part, x, context))
             return middle, self._normed(architecture.feed_norm, connect(part, self.layer, part.feed, middle).read)
         if architecture.residual_attention:
             return self._attend_to_states(architecture.residual_attention, x, context)
         if not architecture.mixes(self.layer.config, self.layer.number):
             feeds = architecture.feeds(self.layer.config, self.layer.number)
             return x, self._normed(architecture.feed_norm if feeds else None, x)
+        middle = once(MIDDLE, lambda: self._after_attention(x, context))
+        if architecture.parallel:
+            return middle, self._normed(architecture.feed_norm or architecture.norm_before(self.layer.number), x)
+        if not architecture.feeds(self.layer.config, self.layer.number):
+            return middle, middle
+        return middle, self._normed(self.beside.norm if self.beside else architecture.feed_norm, middle)
+
+    def _after_attention(self, x: Array, context: Context) -> Array:
+        """The hidden states after attention."""
+        architecture = self.architecture
         normed = self._normed(architecture.norm_before(self.layer.number), x)
         attended = self._normed(architecture.after_attention, self._mixed(normed, context), after=0)
         if architecture.parallel:
-            normed_middle = self._normed(architecture.feed_norm, x) if architecture.feed_norm else normed
-            return f32(x + attended), normed_middle
+            return f32(x + attended)
         middle = f32(x + attended * self._scale())
         if architecture.sum_norms:
             middle = self._normed(architecture.sum_norms[0], middle)
-        if not architecture.feeds(self.layer.config, self.layer.number):
-            return middle, middle
-        if self.architecture.laurel:
-            middle = f32((middle + self._low_rank(self.architecture.laurel, normed)) * 0.5**0.5)
-        return middle, self._normed(self.beside.norm if self.beside else architecture.feed_norm, middle)
+        if architecture.laurel and architecture.feeds(self.layer.config, self.layer.number):
+            middle = f32((middle + self._low_rank(architecture.laurel, normed)) * 0.5**0.5)
+        return middle
+
+    def _after_attention_to_streams(self, part: HyperConnections, x: Array, context: Context) -> Array:
+        """The streams after attention."""
+        around = connect(part, self.layer, part.attention, x)
+        normed = self._normed(self.architecture.norm_before(self.layer.number), around.read)
+        return around.after(self._mixed(normed, context))
 
     def _attend_to_states(self, part: ResidualAttention, x: Array, context: Context) -> tuple[Array, Array]:
         """As `attend`, where each part reads a mixture of earlier hidden states."""
         layer = self.layer
-        stored = part.states(layer.config, layer.number)
-        read = mixed(layer, layer.at, part.before_attention, x, stored)
-        attended = self._mixed(self._normed(self.architecture.norm_before(layer.number), read), context)
-        middle = stored_or_added(part, layer, x, attended)
+
+        def after_attention() -> Array:
+            read = mixed(layer, layer.at, part.before_attention, x, part.states(layer.config, layer.number))
+            attended = self._mixed(self._normed(self.architecture.norm_before(layer.number), read), context)
+            return stored_or_added(part, layer, x, attended)
+
+        middle = layer.weights.once(MIDDLE, after_attention)
         stored = part.states(layer.config, layer.number + 1)
         read = mixed(layer, layer.at, part.before_feed, middle, stored)
         return middle, self._normed(self.architecture.feed_norm, read)

@@ -54,6 +54,13 @@ def sizes_of(part: DeltaNet, config: Config) -> Sizes:
 
 def delta_net(part: DeltaNet, layer: Layer, x: Array) -> Array:
     """Gated DeltaNet over the hidden states x (n, hidden): (n, hidden)."""
+    name = layer.at + part.at + part.out
+    inner = layer.weights.once(name, lambda: _inner(part, layer, x))
+    return layer.weights.linear(name, inner, x.shape[1])
+
+
+def _inner(part: DeltaNet, layer: Layer, x: Array) -> Array:
+    """What the last linear reads, (n, width)."""
     xp, sizes, n = namespace(x), sizes_of(part, layer.config), len(x)
     at = layer.at + part.at
     mixed, gate, beta, decay = _projected(part, layer, x, sizes)
@@ -72,7 +79,8 @@ def delta_net(part: DeltaNet, layer: Layer, x: Array) -> Array:
     out = _recurrent(queries, keys, values, log_decay, sigmoid(beta))
     out = layer.norm(at + part.norm, out, _PLAIN)
     out *= activation("silu")(gate.reshape(out.shape))
-    return layer.weights.linear(at + part.out, out.reshape(n, -1), x.shape[1])
+    flat: Array = out.reshape(n, -1)
+    return flat
 
 
 def _projected(part: DeltaNet, layer: Layer, x: Array, sizes: Sizes) -> tuple[Array, Array, Array, Array]:

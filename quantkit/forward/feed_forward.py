@@ -27,6 +27,14 @@ _PLAIN = Norm()
 
 def feed_forward(part: FeedForward, layer: Layer, x: Array, index: int = 0) -> Array:
     """x (n, hidden) through the feed-forward `part`, the `index`-th of those stacked in its tensors: (n, hidden)."""
+    name = layer.at + part.at + part.down
+    inner = layer.weights.once(f"{name}.{index}", lambda: _inner(part, layer, x, index))
+    out = layer.weights.linear(name, inner, x.shape[1], part.down_form, index)
+    return out * np.float32(part.multipliers(layer.config)[1]) if part.multipliers else out
+
+
+def _inner(part: FeedForward, layer: Layer, x: Array, index: int) -> Array:
+    """What the last linear of a feed-forward reads, (n, inner)."""
     config, inner = layer.config, part.inner(layer.config)
 
     def linear(name: str, x: Array, n_out: int) -> Array:
@@ -63,8 +71,7 @@ def feed_forward(part: FeedForward, layer: Layer, x: Array, index: int = 0) -> A
                 gate, up = xp.clip(gate, None, limit), xp.clip(up, -limit, limit)
             gate *= up
             up = gate
-    out = layer.weights.linear(layer.at + part.at + part.down, up, x.shape[1], part.down_form, index)
-    return out * np.float32(part.multipliers(config)[1]) if part.multipliers else out
+    return up
 
 
 def _situ(gate: Array, up: Array, bound: float, bound_of_up: float) -> Array:

@@ -24,6 +24,13 @@ _CHUNK = 16
 
 def kimi_delta(part: KimiDelta, layer: Layer, x: Array) -> Array:
     """Kimi Delta Attention over the hidden states x (n, hidden): (n, hidden)."""
+    name = layer.at + part.at + part.out
+    inner = layer.weights.once(name, lambda: _inner(part, layer, x))
+    return layer.weights.linear(name, inner, x.shape[1])
+
+
+def _inner(part: KimiDelta, layer: Layer, x: Array) -> Array:
+    """What the last linear reads, (n, width)."""
     n, at, weights = len(x), layer.at + part.at, layer.weights
     heads, width = part.heads(layer.config), part.width(layer.config)
     inner = heads * width
@@ -40,7 +47,8 @@ def kimi_delta(part: KimiDelta, layer: Layer, x: Array) -> Array:
     out = recurrent(queries, keys, values, log_decay, beta)
     out = layer.norm(at + part.norm, out, _PLAIN)
     out *= sigmoid(_through(part.gate, layer, at, x, width, inner)).reshape(out.shape)
-    return weights.linear(at + part.out, out.reshape(n, -1), x.shape[1])
+    flat: Array = out.reshape(n, -1)
+    return flat
 
 
 def _through(names: tuple[str, ...], layer: Layer, at: str, x: Array, width: int, inner: int) -> Array:

@@ -18,6 +18,13 @@ _STEP_ELEMENTS = 1 << 22
 
 def mamba(part: Mamba, layer: Layer, x: Array) -> Array:
     """Mamba over the hidden states x (n, hidden): (n, hidden)."""
+    name = layer.at + part.at + part.out
+    inner = layer.weights.once(name, lambda: _inner(part, layer, x))
+    return layer.weights.linear(name, inner, x.shape[1])
+
+
+def _inner(part: Mamba, layer: Layer, x: Array) -> Array:
+    """What the last linear reads, (n, width)."""
     config, weights, at = layer.config, layer.weights, layer.at + part.at
     inner, state, rank = part.inner(config), part.state(config), part.rank(config)
     projected = weights.linear(at + part.projection, x, 2 * inner)
@@ -34,7 +41,7 @@ def mamba(part: Mamba, layer: Layer, x: Array) -> Array:
     rates = -namespace(x).exp(layer.vector(at + part.decay, x)).reshape(inner, state)
     out = recurrent(queries, keys, values, steps, rates)
     out += layer.vector(at + part.skip, x) * values
-    return weights.linear(at + part.out, out * activation("silu")(projected[:, inner:]), x.shape[1])
+    return out * activation("silu")(projected[:, inner:])
 
 
 def recurrent(queries: Array, keys: Array, values: Array, steps: Array, rates: Array) -> Array:

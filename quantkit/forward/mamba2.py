@@ -55,9 +55,21 @@ def sizes_of(part: Mamba2, config: Config) -> Sizes:
 
 def mamba2(part: Mamba2, layer: Layer, x: Array) -> Array:
     """Mamba 2 over the hidden states x (n, hidden): (n, hidden)."""
+    name, factors = layer.at + part.at + part.out, _factors(part, layer)
+    inner = layer.weights.once(name, lambda: _inner(part, layer, x))
+    out = layer.weights.linear(name, inner, x.shape[1])
+    return out * np.float32(factors[-1]) if factors else out
+
+
+def _factors(part: Mamba2, layer: Layer) -> Sequence[float] | None:
+    return part.multipliers(layer.config) if part.multipliers else None
+
+
+def _inner(part: Mamba2, layer: Layer, x: Array) -> Array:
+    """What the last linear reads, (n, width)."""
     sizes, n, at = sizes_of(part, layer.config), len(x), layer.at + part.at
     projected = layer.weights.linear(at + part.projection, x, sizes.projected)
-    factors = part.multipliers(layer.config) if part.multipliers else None
+    factors = _factors(part, layer)
     if factors:
         projected = projected * place(_by_row(sizes, factors), device(x))
     gate, mixed, steps = (
@@ -81,8 +93,7 @@ def mamba2(part: Mamba2, layer: Layer, x: Array) -> Array:
     if part.has_norm(layer.config):
         weight = layer.vector(at + part.norm + ".weight", x).reshape(sizes.groups, -1)
         gated = normalise(gated.reshape(n, sizes.groups, -1), weight, None, _PLAIN, layer.eps).reshape(n, -1)
-    out = layer.weights.linear(at + part.out, gated, x.shape[1])
-    return out * np.float32(factors[-1]) if factors else out
+    return gated
 
 
 def _by_row(sizes: Sizes, factors: Sequence[float]) -> NDArray[np.float32]:

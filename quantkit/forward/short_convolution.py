@@ -24,8 +24,14 @@ def convolved(x: Array, layer: Layer, name: str, *, centered: bool = False) -> A
 
 def short_convolution(part: ShortConvolution, layer: Layer, x: Array) -> Array:
     """out(c * convolution(b * v)) for the projections b, c and v of the hidden states x (n, hidden): (n, hidden)."""
+    name = layer.at + part.at + part.out
+    inner = layer.weights.once(name, lambda: _inner(part, layer, x))
+    return layer.weights.linear(name, inner, x.shape[1])
+
+
+def _inner(part: ShortConvolution, layer: Layer, x: Array) -> Array:
+    """What the last linear reads, (n, width)."""
     at, width = layer.at + part.at, x.shape[1]
     projected = layer.weights.linear(at + part.projection, x, 3 * width)
     before, after, values = (projected[:, i * width : (i + 1) * width] for i in range(3))
-    mixed = after * convolved(before * values, layer, at + part.convolution, centered=part.centered)
-    return layer.weights.linear(at + part.out, mixed, width)
+    return after * convolved(before * values, layer, at + part.convolution, centered=part.centered)

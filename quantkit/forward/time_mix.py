@@ -23,15 +23,25 @@ BARE = Form(weight="", turned=True)
 
 def time_mix(part: TimeMix, layer: Layer, x: Array, context: Context) -> Array:
     """The time mixing over the hidden states x (n, hidden), in place of attention: (n, hidden)."""
+    name = layer.at + part.at + part.out
+    return layer.weights.linear(name, layer.weights.once(name, lambda: _gated(part, layer, x, context)), x.shape[1])
+
+
+def _gated(part: TimeMix, layer: Layer, x: Array, context: Context) -> Array:
+    """What the last linear of the time mixing reads, (n, hidden)."""
     mixed, gate = _goose(part.goose, part, layer, x, context) if part.goose else _finch(part, layer, x)
-    return layer.weights.linear(layer.at + part.at + part.out, mixed * gate, x.shape[1])
+    return mixed * gate
 
 
 def channel_mix(part: ChannelMix, layer: Layer, x: Array) -> Array:
     """The channel mixing over the hidden states x (n, hidden), in place of the feed-forward: (n, hidden)."""
     at, hidden, before = layer.at + part.at, x.shape[1], _before(x)
-    keys = x + before * layer.vector(at + part.key_mix, x)
-    inner = activation("relu2")(layer.weights.linear(at + part.key, keys, part.inner(layer.config)))
+
+    def of_keys() -> Array:
+        keys = x + before * layer.vector(at + part.key_mix, x)
+        return activation("relu2")(layer.weights.linear(at + part.key, keys, part.inner(layer.config)))
+
+    inner = layer.weights.once(at + part.value, of_keys)
     out = layer.weights.linear(at + part.value, inner, hidden)
     if part.receptance is None:
         return out

@@ -68,6 +68,10 @@ class Weights:
             out += place(f32(self.rows(bias, index, index + 1)).reshape(-1), device(x))
         return out
 
+    def once(self, name: str, compute: Callable[[], Array]) -> Array:
+        """The value `name` of a layer's forward, (n, width): `compute()`. A subclass may keep it, and skip the work."""
+        return compute()
+
     @staticmethod
     def _times(x: Array, n_out: int, rows: Callable[[int, int], npt.NDArray[Any]]) -> Array:
         slices = _slices(n_out, x.shape[1])

@@ -22,6 +22,7 @@ from quantkit.outputs.gguf_files import GgufOutput, GgufPlan, GgufRequest
 from quantkit.outputs.packed_folders import FolderPlan, FolderRequest
 from quantkit.packed.registry import FORMATS
 from quantkit.quant.feedback import working_memory
+from quantkit.stream.kept import HELD_BYTES, kept_width
 from quantkit.texts.samples import Samples
 
 OutputPlan = GgufOutput | FolderPlan | ImatrixOutput
@@ -152,9 +153,29 @@ class ConversionPlan:
         """Bytes of disk for the outputs and the work folder."""
         inputs = self.calibration or self.callback
         code = sum(folder.code.size for folder in self.folders)
-        # the states of the source, and of the rounded layers of each file and folder
-        streams = 1 + len(self.following_folders) + (len(self.gguf.outputs) if self.gguf and self.is_asymmetric else 0)
-        return sum(output.size for output in self.outputs) + code + (streams * inputs.disk if inputs else 0)
+        kept = 0 if self.holds_values else self._kept_values
+        states = self._streams * inputs.disk if inputs else 0
+        return sum(output.size for output in self.outputs) + code + states + kept
+
+    @property
+    def _streams(self) -> int:
+        """Streams of hidden states: of the source, and of the rounded layers of each file and folder."""
+        return 1 + len(self.following_folders) + (len(self.gguf.outputs) if self.gguf and self.is_asymmetric else 0)
+
+    @property
+    def _kept_values(self) -> int:
+        """Bytes of the values of a layer that streams compute once if there are several."""
+        inputs = self.calibration
+        if inputs is None or inputs.device is not None or self._streams == 1:
+            return 0
+        widest = max(kept_width(layer, inputs.native.decoder.width) for layer in inputs.layers)
+        return 4 * self._streams * inputs.samples.tokens.size * widest
+
+    @property
+    def holds_values(self) -> bool:
+        """Whether these values stay in memory."""
+        limited = self.gguf is not None and self.gguf.request.max_ram is not None
+        return self._kept_values <= HELD_BYTES and not limited
 
     @property
     def following_folders(self) -> tuple[FolderPlan, ...]:
@@ -185,7 +206,8 @@ class ConversionPlan:
         if self.calibration is None:
             return 0
         layers = self.calibration.layers
-        following = asymmetric_memory(layers) if self.is_asymmetric or self.following_folders else 0
+        following = asymmetric_memory(layers) if self._streams > 1 else 0
+        following += self._kept_values if self.holds_values else 0
         if self.gguf is None or self.gguf.request.solver != "feedback":
             return following
         return working_memory(max(entry.width for layer in layers for entry in layer.inputs), self.threads) + following

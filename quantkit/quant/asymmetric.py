@@ -18,7 +18,7 @@ from quantkit.quant.block_search import nearest_points
 from quantkit.quant.factor import Factor
 from quantkit.quant.feedback import Curvature
 from quantkit.quant.grid import Array
-from quantkit.quant.held_out import propagated, taken_back
+from quantkit.quant.held_out import block_inverses, propagated, taken_back
 from quantkit.workers import SERIAL, Workers, parts
 
 _ROWS = 256
@@ -39,12 +39,13 @@ def correction(cross: Array, curvature: Curvature, workers: Workers = SERIAL) ->
     order, xp = curvature.order, namespace(cross)
     triangle = curvature.feedback + place(np.eye(len(order), dtype=np.float32), device(cross))
     flipped = contiguous(xp.flip(triangle, (0, 1)).T)
+    of_flipped, of_triangle = block_inverses(flipped), block_inverses(triangle)
     pivots, backwards = curvature.importance[order], xp.flip(order, (0,))
 
     def some(rows: slice) -> Array:
         ordered = contiguous(cross[rows][:, backwards])
-        halfway = xp.flip(propagated(ordered, flipped), (1,)) / pivots
-        return taken_back(propagated(halfway, triangle), order)
+        halfway = xp.flip(propagated(ordered, flipped, of_flipped), (1,)) / pivots
+        return taken_back(propagated(halfway, triangle, of_triangle), order)
 
     solved: Array = xp.concatenate(workers.map(some, list(parts(len(cross), _ROWS))))
     return solved

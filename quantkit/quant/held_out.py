@@ -7,7 +7,7 @@ much on texts of other kinds. So the strongest limits within a tolerance of the 
 GPTQ, 15 % for GGUF types.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +17,7 @@ from quantkit.errors import CalibrationError
 from quantkit.forward.arrays import ascending, device, empty, inner_product, namespace, place, square
 from quantkit.quant.factor import SHRINK, factor_gram, shrunk, usual_damp
 from quantkit.quant.grid import Array
-from quantkit.workers import SERIAL, Workers
+from quantkit.workers import SERIAL, Workers, parts
 
 _LEAST_TOKENS = 64
 _ROWS = 64
@@ -136,17 +136,26 @@ def _errors(
         yield shrink, damp, _energy(error, held_gram)
 
 
-def propagated(rounding: Array, triangle: Array) -> Array:
+def propagated(rounding: Array, triangle: Array, inverses: Sequence[Array] | None = None) -> Array:
     """The errors E of feedback whose roundings differ from their targets by `rounding` (n, n_in): E T = rounding.
 
     triangle: T, upper triangular with ones on its diagonal, as in `Factor`, in the order of rounding.
+    inverses: those of its diagonal blocks, see `block_inverses`, for many calls with one T.
     """
     xp, errors = namespace(rounding), empty(tuple(rounding.shape), rounding)
-    for start in range(0, len(triangle), _COLUMNS):
-        stop = min(start + _COLUMNS, len(triangle))
-        target = rounding[:, start:stop] - errors[:, :start] @ triangle[:start, start:stop]
-        errors[:, start:stop] = xp.linalg.solve(triangle[start:stop, start:stop].T, target.T).T
+    for number, block in enumerate(parts(len(triangle), _COLUMNS)):
+        target = rounding[:, block] - errors[:, : block.start] @ triangle[: block.start, block]
+        if inverses is None:
+            errors[:, block] = xp.linalg.solve(triangle[block, block].T, target.T).T
+        else:
+            errors[:, block] = target @ inverses[number]
     return errors
+
+
+def block_inverses(triangle: Array) -> list[Array]:
+    """The inverses of the diagonal blocks that `propagated` solves for."""
+    inverse = namespace(triangle).linalg.inv
+    return [inverse(triangle[block, block]) for block in parts(len(triangle), _COLUMNS)]
 
 
 def taken_back(errors: Array, order: NDArray[np.int64]) -> Array:

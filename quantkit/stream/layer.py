@@ -1,6 +1,6 @@
 """The tensors of one layer in memory, and a record of the inputs of its linears."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -12,6 +12,7 @@ from quantkit.forward.arrays import namespace, product
 from quantkit.forward.linears import PLAIN, Input, LayerLinears
 from quantkit.forward.parts import Form
 from quantkit.forward.weights import Weights
+from quantkit.stream.kept import SampleValues
 
 Array = NDArray[np.float32]
 
@@ -30,7 +31,8 @@ class LayerWeights(Weights):
 
     `keys`: (linear name, index in its stack) -> key of its input. `inputs`: by key, the first x (n_tokens, n_in) that
     a linear with this input received, and what that linear received later. Each thread uses its own `tapped` copy,
-    which has its own `inputs`. `until`: the key of an input that ends the forward with InputReachedError.
+    which has its own `inputs`. `until`: the key of an input that ends the forward with InputReachedError. `values`:
+    those of the sample that are computed once.
     """
 
     tensors: Mapping[str, Array] = field(default_factory=dict)
@@ -38,10 +40,14 @@ class LayerWeights(Weights):
     inputs: dict[str, Any] = field(default_factory=dict)
     readers: dict[str, tuple[str, int]] = field(default_factory=dict)
     until: str | None = None
+    values: SampleValues | None = None
 
-    def tapped(self) -> "LayerWeights":
-        """The same weights, which record the inputs of the linears in `keys`."""
-        return replace(self, inputs={}, readers={})
+    def tapped(self, values: SampleValues | None = None) -> "LayerWeights":
+        """The same weights, which record the inputs of the linears in `keys`, for one run of a sample."""
+        return replace(self, inputs={}, readers={}, values=values)
+
+    def once(self, name: str, compute: Callable[[], Array]) -> Array:
+        return compute() if self.values is None else self.values.once(name, compute, self.inputs, self.until)
 
     def vector(self, name: str) -> Array:
         tensor = self.tensors.get(name)

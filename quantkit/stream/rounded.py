@@ -21,6 +21,9 @@ from quantkit.workers import SERIAL, Workers, parts
 
 Pairs = Sequence[Sequence[Array]]
 
+# Samples that are summed together: copies of their inputs stay in the cache of the CPU.
+_TOGETHER = 4
+
 
 @dataclass(frozen=True)
 class AsymmetricSums:
@@ -41,10 +44,14 @@ class RoundedStream:
         options = replace(source.options, gram=False, propagate=False, hold_states=False)
         self.source = source
         self._rounded = Stream(source.native, source.tokens, folder, threads=source.threads, options=options)
+        for stream in (source, self._rounded):
+            stream.keep_values()
 
     def embed(self) -> None:
-        """Write the input states of the first layer; the embedding is the source's."""
-        self._rounded.embed()
+        """Write the input states of the first layer: those of the source, which exist."""
+        first = states_file(0)
+        for sample in range(len(self.source.tokens)):
+            self._rounded.states.write(first, sample, self.source.read(first, sample))
 
     def can_start_at(self, number: int) -> bool:
         """Whether the input states of layer `number` exist."""
@@ -56,6 +63,7 @@ class RoundedStream:
         source: the layer's tensors. rounded: the same, with rounded weights in the linears before this input.
         """
         keys, number, to = keys_of((entry,)), layer.number, self.source.options.device
+        self._rounded.begin(number)
         weights = [
             replace(stream.weights(tensors, keys), until=entry.key)
             for stream, tensors in ((self.source, source), (self._rounded, rounded))
@@ -81,7 +89,7 @@ class RoundedStream:
         """
         keys, to, key = keys_of((entry,)), self.source.options.device, entry.key
         streams = [
-            (stream, stream.weights(tensors, keys))
+            (stream, replace(stream.weights(tensors, keys), until=key))
             for stream, tensors in ((self.source, source), (self._rounded, rounded))
         ]
         sums, workers = _Sums.of(entry.width, to), self.source.workers
@@ -100,6 +108,7 @@ class RoundedStream:
 
     def advance(self, number: int, rounded: Tensors) -> None:
         """Run all samples through a layer as it is rounded, up to its routed experts if it has any."""
+        self._rounded.begin(number)
         layer = self._rounded.decoder.layer(number)
         if layer.experts is None:
             self._rounded.advance(number, rounded)
@@ -144,6 +153,12 @@ class _Sums(AsymmetricSums):
 
     def add(self, pairs: Pairs, extra: Pairs, workers: Workers) -> None:
         """Count the tokens of `pairs`; those of `extra` count as in `Statistics.add`, and in `cross`."""
+        together = _TOGETHER if device(self.cross) is None else max(1, len(pairs))
+        for some in parts(len(pairs), together):
+            self._add(pairs[some], (), workers)
+        self._add((), extra, workers)
+
+    def _add(self, pairs: Pairs, extra: Pairs, workers: Workers) -> None:
         shared = workers if self.statistics.is_wide else SERIAL
         self.statistics.add([seen for _, seen in pairs], [seen for _, seen in extra], shared)
         both = [*pairs, *extra]

@@ -42,12 +42,12 @@ class SharedStates:
         context.shared[source] = (place(keys, self.device), place(values, self.device))
 
     def save(self, number: int, sample: int, context: Context) -> None:
-        """Write what later layers use of layer `number`. Raises OutputError."""
-        if number in self._choices:
+        """Write what later layers use of layer `number`, if the run computed it. Raises OutputError."""
+        if number in self._choices and number in context.excluded:
             excluded = context.excluded[number]
             assert excluded is not None
             self._choices[number].write(shared_file(number), sample, fetch(excluded).astype(np.float32))
-        if number in self._files:
+        if number in self._files and number in context.shared:
             pair: list[Array] = [fetch(part) for part in context.shared[number]]
             self._files[number][1].write(shared_file(number), sample, np.stack(pair))
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from quantkit.errors import OutputError, ReadError
 from quantkit.files import open_partial
 from quantkit.forward.arrays import fetch
-from quantkit.system.descriptors import read_at, write_at
+from quantkit.system.descriptors import read_into, write_at
 
 Array = NDArray[np.float32]
 _ITEM = 4
@@ -34,13 +34,17 @@ class States:
 
     def read(self, name: str, sample: int) -> Array:
         """Read one sample of the file `name`. Raises ReadError when the file is truncated or cannot be read."""
-        try:
-            data = read_at(self._file(name), self._bytes, sample * self._bytes)
-        except OSError as error:
-            raise ReadError(f"cannot read {self.folder / name} ({error.strerror}); check the disk") from error
-        if len(data) != self._bytes:
-            raise ReadError(f"{self.folder / name} is truncated; remove {self.folder} and run the command again")
-        return np.frombuffer(bytearray(data), np.float32).reshape(self.shape[1:])
+        values = np.empty(self.shape[1:], np.float32)
+        view, position = values.reshape(-1).view(np.uint8).data, sample * self._bytes
+        while view:
+            try:
+                count = read_into(self._file(name), view, position)
+            except OSError as error:
+                raise ReadError(f"cannot read {self.folder / name} ({error.strerror}); check the disk") from error
+            if not count:
+                raise ReadError(f"{self.folder / name} is truncated; remove {self.folder} and run the command again")
+            view, position = view[count:], position + count
+        return values
 
     def write(self, name: str, sample: int, values: Array) -> None:
         """Write one sample to the file `name`. Raises OutputError when the disk is full."""

@@ -14,15 +14,18 @@ from quantkit.forward.linears import LayerLinears
 from quantkit.forward.parts import Form
 from quantkit.forward.weights import Array, Weights, rows_of_whole
 from quantkit.stream import rounded as rounded_module
+from quantkit.stream.kept import KeptValues, kept_width
 from quantkit.stream.rounded import AsymmetricSums, RoundedStream
 from quantkit.stream.statistics import Statistics
-from quantkit.stream.stream import Stream
+from quantkit.stream.stream import Stream, StreamOptions
 from quantkit.stream.watcher import Tensors
 from tests.families.expected import write_checkpoint
 from tests.stream.test_stream import tokens_for
 
 # A dense model with norms after; turned matrices; parallel layers; shared keys and per-layer embeddings; two mixtures.
 MODELS = ["gemma2", "gpt2", "falcon-7b", "gemma4", "mixtral", "qwen2moe-fused-no-biases"]
+HELD = ("falcon-7b", "mixtral")
+"""Those whose values that are computed once stay in memory."""
 Inputs = dict[str, np.ndarray]
 
 
@@ -85,11 +88,13 @@ def assert_sums(sums: AsymmetricSums, x: np.ndarray, seen: np.ndarray) -> None:
 @pytest.mark.parametrize("name", MODELS)
 def test_both_inputs_are_those_of_the_forwards(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rounded_module, "EXPERT_FLOOR", 0)
+    kept = largest_kept(monkeypatch)
     random = np.random.default_rng(5)
     with open_checkpoint(str(write_checkpoint(name, tmp_path / name))) as checkpoint:
         native = Native(checkpoint)
         source = {key: np.array(native.whole(key), np.float32) for key in native.tensors}
-        with Stream(native, tokens_for(native), tmp_path, threads=2) as stream:
+        options = StreamOptions(hold_values=name in HELD)
+        with Stream(native, tokens_for(native), tmp_path, threads=2, options=options) as stream:
             layers = [stream.linears(number) for number in range(native.decoder.n_layers)]
             of_layers = [linear for layer in layers for entry in layer.inputs for linear in entry.linears]
             noisy = dict(source)
@@ -102,6 +107,8 @@ def test_both_inputs_are_those_of_the_forwards(name: str, tmp_path: Path, monkey
                 streams.embed()
                 for layer in layers:
                     stream.layer(layer.number, watched)
+        announced = max(kept_width(layer, native.decoder.width) for layer in layers) * tokens_for(native).size
+        assert announced / 2 <= max(kept) <= announced
         plain, seen = (inputs_of(native, tensors, monkeypatch) for tensors in (source, noisy))
     compared = 0
     for layer in layers:
@@ -115,6 +122,21 @@ def test_both_inputs_are_those_of_the_forwards(name: str, tmp_path: Path, monkey
                 continue
             compared += 1
     assert compared >= 3 * len(layers)
+
+
+def largest_kept(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """A list that takes the number of values that a stream keeps of a layer, as it forgets them."""
+    sizes: list[int] = []
+    real = KeptValues.close
+
+    def close(self: KeptValues) -> None:
+        in_files = sum((self.folder / file).stat().st_size for file, _ in self._files.values())
+        sizes.append(in_files // 4 + sum(x.size for x in self._held.values()))
+        real(self)
+        assert not list(self.folder.glob("kept-*"))
+
+    monkeypatch.setattr(KeptValues, "close", close)
+    return sizes
 
 
 def of_expert(

@@ -20,7 +20,7 @@ from quantkit.families.base.native import Native
 from quantkit.forward.linears import LayerLinears
 from quantkit.forward.parts import Form
 from quantkit.forward.weights import Array, Weights
-from quantkit.stream import stream as stream_module
+from quantkit.stream import expert_states as stream_module
 from quantkit.stream.routing import Routes
 from quantkit.stream.states import States
 from quantkit.stream.statistics import Statistics
