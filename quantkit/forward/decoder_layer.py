@@ -64,6 +64,9 @@ class DecoderLayer:
     def attend(self, x: Array, context: Context) -> tuple[Array, Array]:
         """The hidden states (n, width) after attention, and the input of the feed-forward or the experts."""
         architecture, once = self.architecture, self.layer.weights.once
+        if self.experts and self.experts.early:
+            context.layer_input.clear()
+            context.layer_input[self.layer.number] = x
         if part := architecture.hyper_connections:
             middle = once(MIDDLE, lambda: self._after_attention_to_streams(part, x, context))
             return middle, self._normed(architecture.feed_norm, connect(part, self.layer, part.feed, middle).read)
@@ -116,7 +119,7 @@ class DecoderLayer:
     def feed(self, middle: Array, x: Array, context: Context) -> Array:
         """The output of the feed-forward or the experts for their input x: (n, hidden)."""
         if self.experts:
-            return mixture(self.experts, self.layer, x, self._routed(middle, x), context.tokens)
+            return mixture(self.experts, self.layer, x, self._routed(middle, x, context), context.tokens)
         if not self.architecture.feeds(self.layer.config, self.layer.number):
             nothing: Array = namespace(x).zeros_like(x)
             return nothing
@@ -127,7 +130,7 @@ class DecoderLayer:
     def route(self, middle: Array, x: Array, context: Context) -> tuple[NDArray[np.int64], Array]:
         """The experts of each token and their weights, see `feed_forward.route`."""
         assert self.experts is not None
-        return route(self.experts, self.layer, self._routed(middle, x), context.tokens)
+        return route(self.experts, self.layer, self._routed(middle, x, context), context.tokens)
 
     @property
     def expert_width(self) -> int:
@@ -189,8 +192,10 @@ class DecoderLayer:
         out = weights.linear(at + part.right, out, x.shape[1])
         return f32(x + self.layer.norm(at + part.norm, out, self.architecture.norm))
 
-    def _routed(self, middle: Array, x: Array) -> Array:
+    def _routed(self, middle: Array, x: Array, context: Context) -> Array:
         """The input of the router."""
+        if self.experts and self.experts.early:
+            return context.layer_input[self.layer.number]
         if not self.beside:
             return x
         scale = self.layer.vector(self.layer.at + self.beside.router_scale, x)

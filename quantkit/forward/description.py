@@ -102,6 +102,7 @@ class Experts:
         shared: an expert for every token, times the sigmoid of `shared_gate` if there is one.
         beside: the norms, if experts run beside the layer's feed-forward and do not replace it.
         latent: what routed experts read in place of the hidden states.
+        early: whether the router reads the hidden states that enter the layer, before attention and its norm.
         layers: whether a layer has experts.
     """
 
@@ -125,6 +126,7 @@ class Experts:
     shared_gate: str | None = None
     beside: Beside | None = None
     latent: Latent | None = None
+    early: bool = False
     layers: Callable[[Config, int], bool] = lambda _config, _layer: True
 
 

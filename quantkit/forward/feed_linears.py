@@ -74,14 +74,15 @@ def mixture(part: Experts, layer: LayerNames) -> Part:
         after.insert(0, Input(AFTER_EXPERTS, (Linear(layer.at + part.latent.up, latent, layer.hidden),)))
         if part.latent.has_norm(layer.config):
             folds.append(NormFold(layer.at + part.latent.norm, 0.0, (AFTER_EXPERTS,)))
-    key = "router" if part.beside else "feed"
+    apart = part.beside or part.early
+    key = "router" if apart else "feed"
     inputs = (
         Input(key, tuple(readers)),
         *(expert_input for expert in experts for expert_input in expert.inputs),
         *after,
     )
     of_experts = () if latent else tuple(key for expert in experts for key in expert.fed)
-    return Part(inputs, tuple(folds), of_experts if part.beside else ("feed", *of_experts))
+    return Part(inputs, tuple(folds), of_experts if apart else ("feed", *of_experts))
 
 
 def _experts(part: Experts, layer: LayerNames, count: int) -> Iterator[Part]:

@@ -45,10 +45,12 @@ class Context:
 
     `shared`: keys and values (heads, n, head_dim) by the number of the layer that computed them; a layer adds its own
     if its number is in `sources`. `excluded`: by the number of the last layer with an indexer, its choice (see
-    `excluded_keys`).
+    `excluded_keys`). `layer_input`: the hidden states (n, hidden) that entered a layer, by the number of the last layer
+    whose router reads them.
     """
 
     tokens: Sequence[int] = ()
     sources: frozenset[int] = frozenset()
     shared: dict[int, tuple[Array, Array]] = field(default_factory=dict)
     excluded: dict[int, Array | None] = field(default_factory=dict)
+    layer_input: dict[int, Array] = field(default_factory=dict)

@@ -30,10 +30,11 @@ class Input:
 
     Keys: `attention`, `attention.out`, `feed`, `feed.down`, `expert.E`, `expert.E.down`, `shared.down`, and for latent
     attention `attention.q`, `attention.kv`. A router and a shared expert's gate and up read `feed`. In parallel layers
-    of one norm the feed-forward's linears belong to `attention`. With experts beside the feed-forward, the router reads
-    `router`. Mamba beside attention has `mamba.out`, Mamba 1 has `mamba.selection` and `mamba.steps`; RWKV has one for
-    each linear. DeepSeek-V4 has `attention.group.G` for the linear of each group of heads, and `streams.attention` and
-    `streams.feed` for the coefficients of its streams. Per-layer embeddings have `layer_input` and `layer_input.out`.
+    of one norm the feed-forward's linears belong to `attention`. With experts beside the feed-forward, and where a
+    router reads what enters the layer, it reads `router`. Mamba beside attention has `mamba.out`, Mamba 1 has
+    `mamba.selection` and `mamba.steps`; RWKV has one for each linear. DeepSeek-V4 has `attention.group.G` for the
+    linear of each group of heads, and `streams.attention` and `streams.feed` for the coefficients of its streams.
+    Per-layer embeddings have `layer_input` and `layer_input.out`.
     The linear back from a latent of routed experts reads `AFTER_EXPERTS`, known when all experts have run.
     """
 

@@ -90,7 +90,8 @@ def _has_rope(d: Drawing) -> bool:
     """Whether the layer that is drawn has rotary positions."""
     if d.shape.traits.rope_in_windows and d.layer is not None:
         layer = d.shape.layers[d.layer]
-        return layer.slides or d.layer < int(d.shape.number("leading_dense_block_count"))
+        first = int(d.shape.number("leading_dense_block_count"))
+        return layer.slides or d.layer < first or not d.shape.window
     pattern = d.shape.keys.get("attention.rope_pattern")
     return d.shape.traits.has_rope(d.shape.n_layer) and (pattern is None or d.layer is None or bool(pattern[d.layer]))
 

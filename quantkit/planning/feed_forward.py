@@ -8,13 +8,16 @@ from quantkit.planning.tensors import F32, I32, Tensor, fresh, matmul, matmul_id
 _SQRT_SOFTPLUS = 4
 
 
-def feed_forward(d: Drawing, x: Tensor, layer: Layer) -> Tensor:
-    """The feed-forward of a layer: dense, or routed experts with shared ones."""
+def feed_forward(d: Drawing, x: Tensor, layer: Layer, logits: Tensor | None = None) -> Tensor:
+    """The feed-forward of a layer: dense, or routed experts with shared ones.
+
+    `logits`: the router's output, where it has read something else than `x`.
+    """
     if not layer.has("ffn_down_exps.weight"):
         return _dense_ffn(d, x, layer)
     latent = next((name for name in ("ffn_latent", "ffn_routed") if layer.has(f"{name}_down.weight")), None)
     routed = d.linear(layer, f"{latent}_down", x) if latent else x
-    out = _experts(d, routed, layer, d.linear(layer, "ffn_gate_inp", x))
+    out = _experts(d, routed, layer, d.linear(layer, "ffn_gate_inp", x) if logits is None else logits)
     if layer.has("ffn_routed_norm.weight"):
         out = d.norm(out, "ffn_routed_norm", layer.tensors)
     if latent:

@@ -153,9 +153,12 @@ def _decoder_layer(d: Drawing, x: Tensor, layer: Layer, number: int) -> Tensor:
     elif layer.has_one_linear:
         draw = _one_linear
     out = draw(d, attended, layer)
+    logits = d.linear(layer, "ffn_gate_inp", x) if traits.early_router else None
     if _drops_rows(shape, number):
         out = fresh((out.shape[0], d.n), out, d.outputs)
         x = fresh((x.shape[0], d.n), x, d.outputs)
+        if logits is not None:
+            logits = fresh((logits.shape[0], d.n), logits, d.outputs)
         if traits.parallel:
             before = fresh((before.shape[0], d.n), before, d.outputs)
     scaled = traits.scaled_parts or bool(shape.number("residual_scale"))
@@ -173,7 +176,7 @@ def _decoder_layer(d: Drawing, x: Tensor, layer: Layer, number: int) -> Tensor:
     if layer.has("pre_ffw_norm_2.weight"):
         out = experts_beside_dense(d, joined, layer)
     else:
-        out = feed_forward(d, _normed(d, joined, layer), layer)
+        out = feed_forward(d, _normed(d, joined, layer), layer, logits)
     if layer.has_norm("post_ffw_norm"):
         out = d.norm(out, "post_ffw_norm", layer.tensors)
     out = _joined(d, same(out) if scaled else out, joined)

@@ -57,6 +57,8 @@ UNPACKED |= {
     "ling3-limits",
     "minimax-m3",
     "minimax-m3-text",
+    "smallthinker",
+    "smallthinker-plain",
     "step3.5",
     "step3.5-plain",
     "step3.7",

@@ -79,6 +79,7 @@ NO_CLASS: dict[str, tuple[str, ...]] = {
         "Plamo3ForCausalLM",
         "QWenLMHeadModel",
         "RWKV7ForCausalLM",
+        "SmallThinkerForCausalLM",
         "Rwkv6ForCausalLM",
         "Rwkv7ForCausalLM",
         "SarvamMoEForCausalLM",

@@ -215,6 +215,18 @@ WITHOUT_CLASS = {
         vocab_size=262144,
     ),
     "Kimi K3": kimi_k3(32),
+    "SmallThinker 21B-A3B": of_size(
+        *("smallthinker", 2560, 768, 52, 28),
+        head_dim=128,
+        moe_ffn_hidden_size=768,
+        moe_layer_layout=[1] * 52,
+        moe_num_active_primary_experts=6,
+        moe_num_primary_experts=64,
+        num_key_value_heads=4,
+        rope_layout=[0, 1, 1, 1] * 13,
+        sliding_window_layout=[0, 1, 1, 1] * 13,
+        vocab_size=151936,
+    ),
     "Step 3.5 Flash": of_size(
         *("step3.5", 4096, 11264, 45, 64),
         attention_other_setting={"num_attention_heads": 96, "num_attention_groups": 8, "head_dim": 128},

@@ -66,8 +66,10 @@ def shapes(name: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
 
 def everyone_everywhere(config: dict[str, Any]) -> dict[str, Any]:
     """The config with every token going to every expert, so that none is missed."""
-    count = given(config, "num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
-    used = next((key for key in ("moe_k", "moe_topk") if key in config), "num_experts_per_tok")
+    counts = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts", "moe_num_primary_experts")
+    count = given(config, *counts)
+    keys = ("moe_k", "moe_topk", "moe_num_active_primary_experts")
+    used = next((key for key in keys if key in config), "num_experts_per_tok")
     return {**config, used: count, "topk_group": config.get("n_group")} if count else config
 
 

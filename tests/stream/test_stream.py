@@ -31,9 +31,10 @@ from tests.helpers.peer import REPOSITORY, peer_converter
 
 # A dense model; a mixture; one with a gated shared expert and fused experts; latent attention, a first dense layer and
 # shared experts; turned matrices; parallel layers of one norm; layers that use keys and values of an earlier one, and
-# per-layer embeddings; experts beside the feed-forward; linear attention and experts within a latent.
+# per-layer embeddings; experts beside the feed-forward; linear attention and experts within a latent; a router that
+# reads what enters the layer.
 MODELS = ["gemma2", "mixtral", "qwen2moe-fused-no-biases", "deepseek-v2-lite", "gpt2", "falcon-7b"]
-MODELS += ["gemma4", "gemma4-experts", "kimi-k3"]
+MODELS += ["gemma4", "gemma4-experts", "kimi-k3", "smallthinker"]
 # Norms and delta rules make the order of float32 sums count for more than elsewhere (2e-5).
 DRIFT = {"kimi-k3": 1e-3}
 MIXTURES = ["mixtral", "qwen2moe-fused-no-biases", "deepseek-v2-lite"]

@@ -21,7 +21,8 @@ class Traits:
         positions: where positions come from; "stated" means that keys or tensors of the file show it, "none" that
             attention has none beside other kinds of layers.
         rope_layers: only models of this many layers have rotary positions; None means all.
-        rope_in_windows: layers without a window have no rotary positions, apart from the first, dense ones.
+        rope_in_windows: layers without a window have no rotary positions, apart from the first, dense ones; in a model
+            without windows all have.
         parallel: attention and feed-forward start from the same norm.
         parallel_without_feed_norm: the same, in layers without a norm for the feed-forward.
         attention_first: if both parts start from the same norm, attention's output projection precedes the
@@ -45,6 +46,7 @@ class Traits:
         expert_weights_summed_to_one: the weights of the chosen experts are normalised.
         softmax_of_chosen: the router's softmax is over the chosen experts only.
         weighted_input: the router's weights scale the input of the experts instead of their output.
+        early_router: the router reads the hidden states that enter the layer.
         late_queries: queries of layers without a window are scaled by their position.
         sparse_layers: the first layers in this number set small activations to zero.
         normed_values: values pass an RMS norm without a weight.
@@ -87,6 +89,7 @@ class Traits:
     expert_weights_summed_to_one: bool = True
     softmax_of_chosen: bool = False
     weighted_input: bool = False
+    early_router: bool = False
     late_queries: bool = False
     sparse_layers: int = 0
     normed_values: bool = False
