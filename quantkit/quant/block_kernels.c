@@ -26,7 +26,7 @@ typedef struct {
     const float *by_half;
 } Format;
 
-static const float TINY = 1e-30f, SINGULAR = 1e-6f;
+static const float TINY = 1e-30f, SINGULAR = 1e-6f, LATTICE = 0.0025f;
 
 static inline float bounded(float x, float low, float high) {
     x = x > low ? x : low; /* a value that is not a number becomes `low` */
@@ -94,6 +94,23 @@ static inline __attribute__((always_inline)) void search_symmetric(
     fitted(f, x, (const lanes *)wx, w, best, gain);
 }
 
+static inline __attribute__((always_inline)) void group_error(
+    const Format *f, const lanes *x, const float *w, const float *step, const float *base, float *error) {
+    lanes inverse;
+    inverses(step, inverse);
+    EACH_ROW error[r] = 0.f;
+    for (int k = 0; k < f->group; k++) {
+        lanes p, shifted;
+        EACH_ROW shifted[r] = x[k][r] - base[r];
+        EACH_ROW p[r] = shifted[r] * inverse[r];
+        nearest_points(f, p);
+        EACH_ROW {
+            float difference = p[r] * step[r] - shifted[r];
+            error[r] += w[k] * difference * difference;
+        }
+    }
+}
+
 /* cuts: pairs of a factor on the full step, and the part of the range that is cut at the low end. */
 static inline __attribute__((always_inline)) void search_affine(
     const Format *f, const lanes *x, const float *w, const float *cuts, int64_t n_cuts, float *best, float *best_low) {
@@ -142,21 +159,13 @@ static inline __attribute__((always_inline)) void search_affine(
             best_low[r] = better ? fit_low : best_low[r];
         }
     }
-}
-
-static inline __attribute__((always_inline)) void group_error(
-    const Format *f, const lanes *x, const float *w, const float *step, const float *base, float *error) {
-    lanes inverse;
-    inverses(step, inverse);
-    EACH_ROW error[r] = 0.f;
-    for (int k = 0; k < f->group; k++) {
-        lanes p, shifted;
-        EACH_ROW shifted[r] = x[k][r] - base[r];
-        EACH_ROW p[r] = shifted[r] * inverse[r];
-        nearest_points(f, p);
+    if (minima_only) {
+        lanes error;
+        group_error(f, x, w, best, best_low, error);
         EACH_ROW {
-            float difference = p[r] * step[r] - shifted[r];
-            error[r] += w[k] * difference * difference;
+            float moved = best_low[r] + best[r] * rintf(best[r] > 0.f ? (low[r] - best_low[r]) / best[r] : 0.f);
+            moved = moved > 0.f ? moved - best[r] : moved;
+            best_low[r] = error[r] < LATTICE * best[r] * best[r] * sum_w ? moved : best_low[r];
         }
     }
 }

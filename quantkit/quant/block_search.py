@@ -31,6 +31,7 @@ from quantkit.quant.grid import Array
 _FACTORS = np.linspace(0.62, 1.12, 18).astype(np.float32)
 _MIN_FACTORS = np.linspace(0.60, 1.05, 14)
 _TINY = 1e-30
+_LATTICE = 0.0025  # mean squared error in steps, up to which a group lies on a lattice; 1/12 by chance
 
 
 @dataclass
@@ -186,6 +187,12 @@ def _affine(x: Array, weight: Array, format_: BlockFormat) -> tuple[Array, Array
         put_where(least, better, error)
         put_where(best, better, fit)
         put_where(best_low, better, fit_low)
+    if minima_only:
+        # A candidate may have met a lattice one level too high. Values elsewhere need the room at the low end.
+        moved = best_low + best * xp.round(divided(low - best_low, best, best > 0, 0.0))
+        moved = where(moved > 0, moved - best, moved)
+        on_lattice = _error(x, weight, best, best_low, format_) < _LATTICE * best * best * sum_w
+        best_low = where(on_lattice, moved, best_low)
     return best, best_low
 
 

@@ -2,6 +2,7 @@
 
 from itertools import pairwise
 
+import ml_dtypes
 import numpy as np
 import pytest
 from gguf import GGMLQuantizationType
@@ -149,6 +150,16 @@ def test_the_search_finds_better_scales_than_ggml(kind: GGMLQuantizationType) ->
     identity = Curvature(diagonal, np.arange(N_IN), np.zeros_like(diagonal), importance, 0.0)
     made = values(format_, Solution(scales, feed_back(format_, w, scales, identity)))
     assert output_error(w, made, diagonal) < 1.01 * output_error(w, ggml, diagonal)
+
+
+@pytest.mark.parametrize("kind", [GGMLQuantizationType.Q4_K, GGMLQuantizationType.Q5_K], ids=lambda kind: kind.name)
+def test_weights_that_were_q4_k_before_keep_their_values(kind: GGMLQuantizationType, prepared: Curvature) -> None:
+    """ggml's Q4_K, rounded to bf16 as a checkpoint holds it: what remains is the error of bf16."""
+    of = GGMLQuantizationType.Q4_K
+    lattice = dequantize_rows(of, quantize_rows(of, weight(96, N_IN)), N_IN)
+    w = lattice.astype(ml_dtypes.bfloat16).astype(np.float32)
+    made = dequantize_rows(kind, quantize_with_feedback(kind, w, prepared), N_IN)
+    assert np.linalg.norm(made - lattice) < 0.003 * np.linalg.norm(lattice)
 
 
 @KINDS
