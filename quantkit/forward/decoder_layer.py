@@ -75,9 +75,11 @@ class DecoderLayer:
         if not architecture.mixes(self.layer.config, self.layer.number):
             feeds = architecture.feeds(self.layer.config, self.layer.number)
             return x, self._normed(architecture.feed_norm if feeds else None, x)
-        middle = once(MIDDLE, lambda: self._after_attention(x, context))
         if architecture.parallel:
-            return middle, self._normed(architecture.feed_norm or architecture.norm_before(self.layer.number), x)
+            normed = self._normed(architecture.norm_before(self.layer.number), x)
+            middle = once(MIDDLE, lambda: f32(x + self._attended(normed, context)))
+            return middle, self._normed(architecture.feed_norm, x) if architecture.feed_norm else normed
+        middle = once(MIDDLE, lambda: self._after_attention(x, context))
         if not architecture.feeds(self.layer.config, self.layer.number):
             return middle, middle
         return middle, self._normed(self.beside.norm if self.beside else architecture.feed_norm, middle)
@@ -86,15 +88,15 @@ class DecoderLayer:
         """The hidden states after attention."""
         architecture = self.architecture
         normed = self._normed(architecture.norm_before(self.layer.number), x)
-        attended = self._normed(architecture.after_attention, self._mixed(normed, context), after=0)
-        if architecture.parallel:
-            return f32(x + attended)
-        middle = f32(x + attended * self._scale())
+        middle = f32(x + self._attended(normed, context) * self._scale())
         if architecture.sum_norms:
             middle = self._normed(architecture.sum_norms[0], middle)
         if architecture.laurel and architecture.feeds(self.layer.config, self.layer.number):
             middle = f32((middle + self._low_rank(architecture.laurel, normed)) * 0.5**0.5)
         return middle
+
+    def _attended(self, normed: Array, context: Context) -> Array:
+        return self._normed(self.architecture.after_attention, self._mixed(normed, context), after=0)
 
     def _after_attention_to_streams(self, part: HyperConnections, x: Array, context: Context) -> Array:
         """The streams after attention."""
