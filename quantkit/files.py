@@ -9,6 +9,7 @@ from pathlib import Path
 
 from quantkit.errors import OutputError, UsageError
 from quantkit.system import descriptors
+from quantkit.units import human_bytes
 
 PARTIAL, FAILED = ".partial", ".failed"
 
@@ -148,7 +149,7 @@ def require_space(folder: Path, needed: int, reusable: Iterable[Path] = ()) -> N
     free = free_space(folder) + occupied(reusable)
     if needed > free:
         raise OutputError(
-            f"{folder} has {free / 1e9:.2f} GB free but the outputs take {needed / 1e9:.2f} GB;"
+            f"{folder} has {human_bytes(free)} free but the outputs take {human_bytes(needed)};"
             " free some space, ask for fewer types or choose another folder with -o"
         )
 

@@ -79,7 +79,7 @@ def test_space_that_a_killed_run_owns_counts_as_free(tmp_path: Path, monkeypatch
     partial.write_bytes(bytes(1 << 20))
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 10, 0))  # type: ignore[attr-defined]
     files.require_space(tmp_path, 1 << 20, [partial, tmp_path / "missing"])
-    with pytest.raises(OutputError, match=r"has 0\.00 GB free but the outputs take 0\.00 GB; free some space"):
+    with pytest.raises(OutputError, match=r"has 0 B free but the outputs take 1.05 MB; free some space"):
         files.require_space(tmp_path, 1 << 20)
 
 

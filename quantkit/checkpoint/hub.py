@@ -44,6 +44,7 @@ from quantkit.checkpoint.weights import combine, open_file, read_index, shard_na
 from quantkit.errors import CheckpointError, HubError
 from quantkit.files import free_space
 from quantkit.progress import SILENT, Progress
+from quantkit.units import human_bytes
 
 # The files besides the weights that a conversion may need or copy.
 _SMALL_FILES = (
@@ -228,7 +229,7 @@ def _download(repository: Repository, listing: Listing, name: str, *, by_user_re
     size = listing.sizes.get(name) or 0
     if size > SMALL_FILE:
         raise HubError(
-            f"{repository.hub} lists {size / 1e9:.1f} GB for {name} of {repository.repo_id}, far too large for what it"
+            f"{repository.hub} lists {human_bytes(size)} for {name} of {repository.repo_id}, far too large for what it"
             " is; tell the repository's owner"
         )
     return _attempt(
@@ -257,8 +258,8 @@ def _download_weights(request: Request, listing: Listing, files: list[str]) -> N
     free = free_space(repository.cache)
     if need > free:
         raise HubError(
-            f"the weights of {repository.repo_id} take {need / 1e9:.1f} GB but the hub cache {repository.cache} has"
-            f" only {free / 1e9:.1f} GB free; free space, set {repository.cache_variable} to a larger disk, or convert"
+            f"the weights of {repository.repo_id} take {human_bytes(need)} but the hub cache {repository.cache} has"
+            f" only {human_bytes(free)} free; free space, set {repository.cache_variable} to a larger disk, or convert"
             " with --stream"
         )
     request.progress.start("downloading", sum(sizes.values()))

@@ -5,8 +5,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from quantkit.cli.output import Out, human_bytes
+from quantkit.cli.output import Out
 from quantkit.recipes.bake.dry_run import BakePlan
+from quantkit.units import human_bytes
 
 
 class BakeProgress:

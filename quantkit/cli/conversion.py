@@ -48,7 +48,11 @@ class Conversion:
     @property
     def solver(self) -> "Solver":
         """The rounding of GGUF types."""
-        return self.gguf.solver if self.quality == "standard" else "feedback"
+        if self.quality == "standard":
+            return self.gguf.solver or "llama.cpp"
+        if self.gguf.solver == "llama.cpp":
+            raise UsageError(f"--quality {self.quality} is --solver feedback, not llama.cpp; leave one of them out")
+        return "feedback"
 
     @property
     def transformers_python(self) -> Path | None:

@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 from quantkit.cli.conversion_tables import bits_text
-from quantkit.cli.output import Out, human_bytes, printable
+from quantkit.cli.output import Out, printable
 from quantkit.conversion.gguf_layers import without_feedback
 from quantkit.conversion.run import Result
 from quantkit.errors import VerificationError
@@ -12,6 +12,7 @@ from quantkit.gguf.blocks import FORMATS
 from quantkit.outputs.gguf_files import GgufPlan
 from quantkit.outputs.plan import final_paths, type_name
 from quantkit.quant.neurons import Moved
+from quantkit.units import human_bytes
 from quantkit.verify import Check, Verified
 
 

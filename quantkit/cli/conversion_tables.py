@@ -1,13 +1,14 @@
 """What a conversion prints for people before it starts: warnings, needs, and the table of its plan."""
 
 from quantkit.cli.conversion_document import conversion_facts
-from quantkit.cli.output import Out, human_bytes, human_count
+from quantkit.cli.output import Out, human_count
 from quantkit.conversion.record import damaged_records
 from quantkit.files import free_space
 from quantkit.inspection.record import FILE_NAME
 from quantkit.outputs.calibration import ImatrixOutput
 from quantkit.outputs.gguf_files import GgufOutput
 from quantkit.outputs.plan import ConversionPlan, OutputPlan, file_sizes, type_name
+from quantkit.units import human_bytes
 
 
 def announce(plan: ConversionPlan, out: Out, *, logits: bool | None = None) -> None:

@@ -22,10 +22,11 @@ from quantkit.cli.gguf_options import GgufOptions
 from quantkit.cli.loading import loading
 from quantkit.cli.option_groups import grouped
 from quantkit.cli.options import SourceArg
-from quantkit.cli.output import Out, human_bytes
+from quantkit.cli.output import Out
 from quantkit.cli.ready_children import children_for
 from quantkit.cli.repacking import repack_source, repackable
 from quantkit.errors import UsageError
+from quantkit.units import human_bytes
 
 if TYPE_CHECKING:
     from quantkit.checkpoint import Checkpoint

@@ -47,9 +47,10 @@ class GgufOptions:
         "--calibrate/--no-imatrix",
         show_default="convert: --calibrate, gguf: --no-imatrix",
     )
-    solver: Literal["llama.cpp", "feedback"] = option(
-        "llama.cpp",
+    solver: Literal["llama.cpp", "feedback"] | None = option(
+        None,
         "Rounding: llama.cpp's own, or error feedback over a calibration text (more accurate, slower).",
+        show_default="llama.cpp",
     )
     reorder_neurons: bool = option(
         False,

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 
 from quantkit.cli.inspect_origin import origin_lines
 from quantkit.cli.inspect_shape import context_words, expert_words, quantized_words, shape_words
-from quantkit.cli.output import human_bytes, human_count, printable
+from quantkit.cli.output import human_count, printable
 from quantkit.inspection.description import Description, Template, Vocabulary
+from quantkit.units import human_bytes
 
 _LABEL = 12
 _MOST_TOKENS, _MOST_LINES = 12, 24

@@ -145,7 +145,9 @@ def _delta(text: str | None) -> tuple[float, bool] | None:
         return None
     number = _number(text.removesuffix("%"))
     if number is None:
-        raise UsageError(f"--max-delta {text!r} is not a number; write a perplexity as 0.5 or a fraction as 5%")
+        raise UsageError(
+            f"--max-delta {text!r} is not a limit of 0 or more; write a perplexity as 0.5 or a fraction as 5%"
+        )
     return (number / 100, True) if text.endswith("%") else (number, False)
 
 

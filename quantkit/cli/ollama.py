@@ -13,8 +13,9 @@ from quantkit.cli.options import (
     ParameterOption,
     SystemOption,
 )
-from quantkit.cli.output import Out, human_bytes
+from quantkit.cli.output import Out
 from quantkit.errors import ModelfileError, UsageError
+from quantkit.units import human_bytes
 
 if TYPE_CHECKING:
     from quantkit.publish.ollama.publication import Publication

@@ -3,13 +3,14 @@
 from collections.abc import Sequence
 from typing import Any
 
-from quantkit.cli.output import Out, human_bytes, printable
+from quantkit.cli.output import Out, printable
 from quantkit.gguf.projector_file import doubt_of
 from quantkit.publish.ollama.bundle import REFUSED, Bundle
 from quantkit.publish.ollama.publication import parameter
 from quantkit.publish.ollama.push import Item
 from quantkit.publish.ollama.rendering import COMMENT_CHARACTERS
 from quantkit.publish.ollama.tags import TagPlan
+from quantkit.units import human_bytes
 
 NO_INDEX = (
     "whether Ollama stores one of its built-in templates instead is checked only after --create: no `ollama` program"

@@ -157,15 +157,6 @@ class _Lines:
         self._out.note(f"{text} {100 * self._done / self._total:.0f}%, about {seconds_left:.0f} s left")
 
 
-def human_bytes(size: float) -> str:
-    """1.23 GB, 98.4 MB: powers of 1000, three digits."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 999.5:
-            return f"{size:.3g} {unit}" if unit != "B" else f"{size:.0f} B"
-        size /= 1000
-    return f"{size:.3g} TB"
-
-
 def human_count(count: float) -> str:
     """134.5M, 7.24B."""
     for unit in ("", "K", "M", "B"):

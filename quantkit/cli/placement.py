@@ -5,8 +5,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from quantkit.cli.output import Out, human_bytes
+from quantkit.cli.output import Out
 from quantkit.planning.context import Context
+from quantkit.units import human_bytes
 
 if TYPE_CHECKING:
     from quantkit.cli.loading_options import LoadingOptions

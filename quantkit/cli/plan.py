@@ -19,9 +19,10 @@ from quantkit.cli.options import (
     parse_gpu_layers,
     parse_size,
 )
-from quantkit.cli.output import Out, human_bytes
+from quantkit.cli.output import Out
 from quantkit.errors import UsageError
 from quantkit.machine import Machine, this_machine, unified_vram
+from quantkit.units import human_bytes
 
 if TYPE_CHECKING:
     from quantkit.planning.phones import Phone

@@ -2,10 +2,11 @@
 
 from collections.abc import Iterator
 
-from quantkit.cli.output import Out, human_bytes, human_count
+from quantkit.cli.output import Out, human_count
 from quantkit.planning.commands import target_command
 from quantkit.planning.memory import DeviceMemory
 from quantkit.planning.result import Plan, Row
+from quantkit.units import human_bytes
 
 
 def show_plan(plan: Plan, out: Out, *, ram_is_free: bool, vram_is_free: bool) -> None:

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from quantkit.cli.conversion_options import OutputOptions, RunOptions
-from quantkit.cli.output import Out, human_bytes
+from quantkit.cli.output import Out
+from quantkit.units import human_bytes
 
 if TYPE_CHECKING:
     from quantkit.conversion.repack import Repacked, RepackPlan

@@ -3,10 +3,11 @@
 from pathlib import Path
 from typing import Any
 
-from quantkit.cli.output import Out, human_bytes
+from quantkit.cli.output import Out
 from quantkit.planning.phones import PHONES
 from quantkit.publish.termux import Settings
 from quantkit.publish.termux_model import choose, is_url
+from quantkit.units import human_bytes
 
 
 def show_phones(settings: Settings, out: Out) -> None:

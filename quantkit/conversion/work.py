@@ -30,6 +30,7 @@ from quantkit.machine import peak_memory
 from quantkit.outputs.plan import ConversionPlan
 from quantkit.packed.writer import publish
 from quantkit.system import descriptors
+from quantkit.units import human_bytes
 
 
 @contextmanager
@@ -63,7 +64,7 @@ def open_work(plan: ConversionPlan, *, force: bool) -> Iterator[Journal]:
         if plan.samples is None:
             raise
         raise CalibrationError(
-            f"out of memory at about {peak_memory() / 1e9:.1f} GB; rerun with fewer --threads to resume, or with a"
+            f"out of memory at about {human_bytes(peak_memory())}; rerun with fewer --threads to resume, or with a"
             " smaller --seq-len and --force to start over"
         ) from None
     except (ReadError, HubError, PassingError):

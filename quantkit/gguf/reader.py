@@ -93,8 +93,9 @@ class _Parser:
         self.path, self.file = path, file
         self.size = os.fstat(file.fileno()).st_size
 
-    def fail(self, problem: str) -> CheckpointError:
-        return CheckpointError(f"{self.path.name} is not a sound GGUF file: {problem} (byte {self.file.tell()})")
+    def fail(self, problem: str, advice: str = "download or convert it again") -> CheckpointError:
+        at = self.file.tell()
+        return CheckpointError(f"{self.path.name} is not a sound GGUF file: {problem} (byte {at}); {advice}")
 
     def take(self, count: int) -> bytes:
         if count > self.size - self.file.tell():
@@ -130,7 +131,7 @@ class _Parser:
 
     def header(self) -> GgufHeader:
         if self.take(4) != MAGIC:
-            raise self.fail("the magic is missing")
+            raise self.fail("the magic is missing", "pass a GGUF file")
         version = self.number("I")
         if version not in (2, 3):
             raise self.fail(f"version {version} is not 2 or 3 (little-endian)")

@@ -34,6 +34,7 @@ from quantkit.stream.layer import LayerWeights
 from quantkit.stream.shared import bytes_per_token, shared_file
 from quantkit.stream.states import States, states_file
 from quantkit.stream.stream import Stream, StreamOptions
+from quantkit.units import human_bytes
 
 _SCORED = "scored"
 _MEMORY = memory_limit()
@@ -211,7 +212,7 @@ class FolderEngine:
         needed, free = self.work_bytes(count, n_ctx) - existing, shutil.disk_usage(work).free
         if needed > free:
             raise OutputError(
-                f"{work} needs {needed / 1e9:.1f} GB for the hidden states of {count} windows, {free / 1e9:.1f} GB are"
+                f"{work} needs {human_bytes(needed)} for the hidden states of {count} windows, {human_bytes(free)} are"
                 " free; free some space or use a smaller --chunks"
             )
 

@@ -26,6 +26,7 @@ from quantkit.stream.sensitivity import LOGITS_AT_ONCE
 from quantkit.stream.shared import bytes_per_token
 from quantkit.stream.statistics import WIDE_BLOCK, samples_at_once
 from quantkit.texts.samples import SampleRequest, Samples, load_samples
+from quantkit.units import human_bytes
 
 GRAM_COPIES = 4
 """Copies of a Gram matrix in memory: the factorisation needs three, beside the samples that are not held out."""
@@ -154,7 +155,7 @@ def plan_calibration(
     memory = max(stream, vocabulary.reading, vocabulary.checking)
     if max_ram is not None and memory > max_ram:
         raise UsageError(
-            f"--max-ram {max_ram / 1e9:.2f} GB is too small; the calibration needs about {memory / 1e9:.2f} GB for the"
+            f"--max-ram {human_bytes(max_ram)} is too small; the calibration needs about {human_bytes(memory)} for the"
             " weights and statistics of one layer; use fewer --threads or a smaller --seq-len"
         )
     on_device = device_memory(layers, seq_len, gram=gram_copies > 0, asymmetric=request.asymmetric)
@@ -180,8 +181,8 @@ def _device_with_room(name: str, needed: int) -> Any:
     if name == "auto":
         return None
     raise UsageError(
-        f"--device cuda: the calibration needs about {needed / 1e9:.1f} GB of the GPU's memory, of which"
-        f" {free / 1e9:.1f} GB are free; end other programs on it, use a smaller --seq-len, or use --device cpu"
+        f"--device cuda: the calibration needs about {human_bytes(needed)} of the GPU's memory, of which"
+        f" {human_bytes(free)} are free; end other programs on it, use a smaller --seq-len, or use --device cpu"
     )
 
 

@@ -24,6 +24,7 @@ from quantkit.outputs.model import Model, ModelTensor
 from quantkit.quant.feedback import working_memory
 from quantkit.scratch import scratch_folder
 from quantkit.texts.samples import SampleRequest, Samples, make_samples
+from quantkit.units import human_bytes
 
 # Weights that llama.cpp does not multiply with rows of tokens: convolutions, norms, states.
 _NOT_MULTIPLIED = re.compile(r"conv|norm|ssm_[ad]\b|rel_b|time_mix_(first|lerp|decay|ln)")
@@ -134,8 +135,8 @@ def plan_callback(
         memory = max(memory + gram_memory, rounding)
     if max_ram is not None and memory > max_ram:
         raise UsageError(
-            f"--max-ram {max_ram / 1e9:.2f} GB is too small; the calibration by llama.cpp needs about"
-            f" {memory / 1e9:.2f} GB beside the mapped file; use a smaller --seq-len, or pass --imatrix FILE"
+            f"--max-ram {human_bytes(max_ram)} is too small; the calibration by llama.cpp needs about"
+            f" {human_bytes(memory)} beside the mapped file; use a smaller --seq-len, or pass --imatrix FILE"
         )
     return CallbackPlan(model, samples, file, _half(model), memory, gram_memory)
 

@@ -8,6 +8,7 @@ from typing import Any
 from quantkit.checkpoint import Checkpoint
 from quantkit.families.base.multimodal import TOWERS_LEFT_OUT, VISION_LEFT_OUT
 from quantkit.families.base.native import Native
+from quantkit.gguf.blocks import FORMATS as BLOCKS
 from quantkit.gguf.file_types import FileType
 from quantkit.outputs.bridged_projector import BridgedProjectors
 from quantkit.outputs.calibration import (
@@ -160,7 +161,9 @@ class ConversionPlan:
     @property
     def _streams(self) -> int:
         """Streams of hidden states: of the source, and of the rounded layers of each file and folder."""
-        return 1 + len(self.following_folders) + (len(self.gguf.outputs) if self.gguf and self.is_asymmetric else 0)
+        files = self.gguf.outputs if self.gguf and self.is_asymmetric else ()
+        fed_back = [any(choice.type in BLOCKS for choice in output.choices) for output in files]
+        return 1 + len(self.following_folders) + sum(fed_back)
 
     @property
     def _kept_values(self) -> int:

@@ -25,6 +25,7 @@ from quantkit.outputs.projector import ProjectorRequest, plan_projectors
 from quantkit.outputs.templates import model_with_template
 from quantkit.packed.registry import FORMATS
 from quantkit.texts.samples import Samples
+from quantkit.units import human_bytes
 
 
 def plan_conversion(
@@ -104,7 +105,7 @@ def _check_direct_memory(native: Native, threads: int, max_ram: int | None) -> N
     memory = direct_memory(native, threads)
     if memory > max_ram:
         raise UsageError(
-            f"--max-ram {max_ram / 1e9:.2f} GB is too small; the folders need about {memory / 1e9:.2f} GB;"
+            f"--max-ram {human_bytes(max_ram)} is too small; the folders need about {human_bytes(memory)};"
             " use fewer --threads"
         )
 

@@ -10,6 +10,7 @@ from quantkit.gguf.projector_file import choose_projector, named_projectors
 from quantkit.machine import Machine
 from quantkit.outputs.projector import ProjectorRequest, find_projector, plan_projectors, projector_types
 from quantkit.planning.sources import Source
+from quantkit.units import human_bytes
 
 NONE = "none"
 USUAL = "f16"
@@ -37,9 +38,8 @@ class PlannedProjector:
     def note(self, machine: Machine) -> str:
         """What the plan reserves."""
         where = "GPU memory" if machine.vram else "memory"
-        return (
-            f"{self.file} takes {_size(self.size)} of {where}, which the plan reserves; images take more while they run"
-        )
+        size = human_bytes(self.size)
+        return f"{self.file} takes {size} of {where}, which the plan reserves; images take more while they run"
 
     def document(self, machine: Machine) -> dict[str, Any]:
         """The projector as JSON."""
@@ -93,9 +93,5 @@ def planned_projector(source: Source, model: str, type_name: str | None) -> tupl
         return None, f"the model {does}, but its projector cannot be planned: {error}"
     (output,) = plan.outputs
     if type_name is None:
-        return None, f"the model {does}; --mmproj {USUAL} counts its projector too, {_size(output.size)}"
+        return None, f"the model {does}; --mmproj {USUAL} counts its projector too, {human_bytes(output.size)}"
     return PlannedProjector(output.files[0].name, output.size, f" --mmproj {types[0].name}"), None
-
-
-def _size(size: int) -> str:
-    return f"{size / 1e9:.3g} GB" if size >= 1e9 else f"{size / 1e6:.3g} MB"

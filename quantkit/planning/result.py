@@ -16,6 +16,7 @@ from quantkit.planning.projector import PlannedProjector
 from quantkit.planning.sizes import Offer
 from quantkit.planning.sources import Source
 from quantkit.planning.speed import DeviceSpeed
+from quantkit.units import human_bytes
 
 
 @dataclass(frozen=True)
@@ -195,7 +196,7 @@ class Plan:
         for row in self.rows:
             if row.offer.is_folder and row.devices:
                 (gpu,) = row.devices
-                parts = f"weights {_amount(gpu.weights)}, KV cache {_amount(gpu.kv)} and the CUDA context"
+                parts = f"weights {human_bytes(gpu.weights)}, KV cache {human_bytes(gpu.kv)} and the CUDA context"
                 yield f"{row.offer.label} includes {parts}; the runtime's workspace is extra, a few GB in vLLM"
                 if row.offer.group not in (0, row.offer.usual_group):
                     yield (
@@ -212,8 +213,3 @@ class Plan:
             )
         if not has_checked_plan(self.source.shape.arch):
             yield f"the compute buffer of {self.source.shape.arch} is an estimate: no test compares this architecture"
-
-
-def _amount(size: int) -> str:
-    """A size with three digits, in the unit that suits it."""
-    return f"{size / 1e9:.3g} GB" if size >= 1e9 else f"{size / 1e6:.3g} MB"

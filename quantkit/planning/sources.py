@@ -166,7 +166,8 @@ def _string_bytes(pattern: re.Pattern[bytes], text: bytes, start: int, stop: int
 def _from_config(path: Path) -> Source:
     """A model without weights: the family's rules and config.json give the tensors."""
     folder = path.parent
-    config = dict(complete_architecture(parse_config(read_small_file(folder, path.name, str(path)), str(path))))
+    data = read_small_file(folder, path.name, str(path))
+    config = dict(complete_architecture(parse_config(data, str(path.parent))))
     family = find_family(config)
     sizes = family.sizes(config)
     dtype = {"float32": "F32", "float16": "F16"}.get(str(config.get("torch_dtype") or config.get("dtype")), "BF16")

@@ -172,6 +172,8 @@ def _existing(gguf: str) -> Path:
     path = user_path(gguf)
     if not path.is_file():
         raise CheckpointError(f"file {gguf} not found; check the name")
+    if path.suffix.lower() != ".gguf":
+        raise CheckpointError(f"{gguf} is not a .gguf file; pass a GGUF, as quantkit gguf writes it")
     return path
 
 

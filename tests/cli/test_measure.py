@@ -214,6 +214,10 @@ BAD = {
     "a GGUF that llama.cpp refuses": (["model", "strange.gguf", "--text", "text.txt"], "strange.gguf: llama.cpp"),
     "NaN": (["model", "nan.gguf", "--text", "text.txt"], "not finite (NaN or infinite) in chunk 1 of text.txt"),
     "a limit that is no number": (["model", "model-GGUF", "--text", "text.txt", "--max-delta", "5 percent"], "as 5%"),
+    "a limit below zero": (
+        ["model", "model-GGUF", "--text", "text.txt", "--max-delta=-5%"],
+        "is not a limit of 0 or more",
+    ),
     "a share beyond one": (["model", "model-GGUF", "--text", "text.txt", "--min-top1", "130%"], "not between 0 and 1"),
     "a limit and nothing to judge": (["model", "--text", "text.txt", "--max-kl", "1"], "name one after the reference"),
     "layers that are no list": (["model", "--text", "text.txt", "--gpu-layers", "8;16"], "0,8,16,all"),

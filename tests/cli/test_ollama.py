@@ -250,7 +250,11 @@ def test_a_recipe_gives_the_values_that_options_leave_out(folder: Path) -> None:
         (("m-Q4_0.gguf",), 2, "--name NAMESPACE/MODEL is missing"),
         (NAME, 2, "no GGUF was named"),
         (("gone.gguf", *NAME), 1, "file gone.gguf not found; check the path"),
-        (("words.gguf", *NAME), 1, "words.gguf is not a sound GGUF file: the magic is missing"),
+        (
+            ("words.gguf", *NAME),
+            1,
+            "words.gguf is not a sound GGUF file: the magic is missing (byte 4); pass a GGUF file",
+        ),
         (("bare.gguf", *NAME), 1, "bare.gguf has no chat template and none is known for it; give one with"),
         (("m-Q4_0.gguf", "--name", "my model"), 2, "the name 'my model' has a space"),
         (("m-Q4_0.gguf", "--name", "Azure99/Blossom"), 2, "capital letters, which ollama.com does not keep"),

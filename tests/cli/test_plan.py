@@ -150,7 +150,14 @@ def test_what_makes_no_sense_is_one_sentence(words: tuple[str, ...], expected: s
 def test_a_cut_header_is_one_sentence(llama: Path, tmp_path: Path) -> None:
     with llama.open("rb") as file:
         (tmp_path / "cut.gguf").write_bytes(file.read(300))
-    assert "cut.gguf is not a sound GGUF file: " in sentence(tmp_path / "cut.gguf")
+    assert "cut.gguf is not a sound GGUF file: it" in (words := sentence(tmp_path / "cut.gguf"))
+    assert words.endswith("; download or convert it again")
+
+
+def test_a_config_without_an_architecture_is_named_once(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text('{"a": 1}')
+    assert f"config.json of {tmp_path / 'model'} names neither" in sentence(tmp_path / "model")
 
 
 def test_of_a_hub_model_only_headers_are_fetched(tmp_path: Path) -> None:

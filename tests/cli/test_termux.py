@@ -163,6 +163,7 @@ def test_an_existing_file_is_kept(tmp_path: Path) -> None:
         (("--model", "me/mo del"), 2, "has a space"),
         (("--model", "$(touch)"), 2, "the name"),
         (("--gguf", "nowhere.gguf"), 1, "file nowhere.gguf not found"),
+        (("--gguf", "words.txt"), 1, "words.txt is not a .gguf file; pass a GGUF"),
         (("--gguf", "ftp://h/m.gguf"), 2, "not http"),
         (("--gguf", "m.gguf", "--figures", "m.gguf"), 2, "--figures is for a model that is pulled"),
         (("--model", "m", "--parameter", "num_thread=4"), 2, "num_thread is chosen on the phone"),
@@ -175,6 +176,7 @@ def test_an_existing_file_is_kept(tmp_path: Path) -> None:
     ],
 )
 def test_what_is_wrong_is_one_sentence(words: tuple[str, ...], code: int, sentence: str, tmp_path: Path) -> None:
+    (tmp_path / "words.txt").write_text("words")
     answer = quantkit("termux", *words, cwd=tmp_path)
     assert (answer.code, sentence in answer.sentence) == (code, True), answer.stderr
     assert not (tmp_path / "termux.sh").exists()

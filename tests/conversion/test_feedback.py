@@ -301,6 +301,7 @@ def test_a_lost_partial_file_starts_the_layers_over(
     [
         (("--solver", "feedback", "--no-imatrix"), "--solver feedback needs the Gram matrices of a calibration"),
         (("--reorder-neurons",), "--reorder-neurons needs a calibration; add --solver feedback"),
+        (("--quality", "best", "--solver", "llama.cpp"), "--quality best is --solver feedback, not llama.cpp"),
     ],
 )
 def test_options_that_contradict_the_solver_are_one_sentence(
@@ -309,6 +310,21 @@ def test_options_that_contradict_the_solver_are_one_sentence(
     answer = quantkit("gguf", source, "-t", "q4_0", *words, "--dry-run")
     assert answer.code == 2
     assert sentence in answer.sentence
+
+
+def test_the_disk_of_the_best_quality_has_the_states_of_the_files_that_are_fed_back_alone(source: Path) -> None:
+    def disk(*types: str, quality: str) -> tuple[int, int]:
+        """Disk for the work, and of the outputs."""
+        words = [word for name in types for word in ("-t", name)]
+        answer = quantkit("gguf", source, *words, "--quality", quality, *CUT, "--dry-run", "--format", "json")
+        assert answer.code == 0, answer.stderr
+        document = json.loads(answer.stdout)
+        return document["disk_bytes"] - sum(output["bytes"] for output in document["outputs"]), len(document["outputs"])
+
+    states, _ = disk("q4_0", quality="high")
+    assert disk("q4_0", quality="best") == (2 * states, 1)
+    assert disk("q4_0", "f16", quality="best") == (2 * states, 2)
+    assert disk("q4_0", "q5_0", quality="best") == (3 * states, 2)
 
 
 @dataclass

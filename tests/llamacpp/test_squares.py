@@ -110,7 +110,7 @@ def test_a_model_without_a_family_is_calibrated_over_a_temporary_gguf(whole: Pat
         (("awq",), "AWQ or GPTQ needs a checkpoint, but"),
         (("gguf", "--target-bpw", "4"), "--target-size or --target-bpw needs a checkpoint, but"),
         (("gguf", "-t", "iq2_xxs"), "needs an importance matrix; add --calibrate to compute one"),
-        (("gguf", "-t", "q4_0", "--calibrate", "--max-ram", "60M"), "--max-ram 0.06 GB is too small"),
+        (("gguf", "-t", "q4_0", "--calibrate", "--max-ram", "60M"), "--max-ram 60 MB is too small"),
         (("gguf", "-t", "q4_0", "--calibrate", "--device", "cuda"), "--device cuda needs a family"),
         (("gguf", "--preset", "phone"), "add --calibrate, with which llama.cpp runs the model"),
     ],

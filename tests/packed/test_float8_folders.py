@@ -256,7 +256,7 @@ def test_a_plan_knows_the_size_of_the_weight_files(source: Path, folders: dict[s
         (("-t", "fp8", "--group-size", "32"), "--group-size has no effect on fp8"),
         (("-t", "fp8", "--calibration", "text.txt"), "--calibration has no effect"),
         (("-t", "fp8", "--skip", "nothing_such"), "--skip nothing_such matches no linear"),
-        (("-t", "fp8", "--max-ram", "1M"), "--max-ram 0.00 GB is too small"),
+        (("-t", "fp8", "--max-ram", "1M"), "--max-ram 1 MB is too small"),
     ],
 )
 def test_bad_options_are_refused_in_one_sentence(arguments: tuple[str, ...], message: str, tmp_path: Path) -> None:
