@@ -385,3 +385,30 @@ def test_files_of_one_conversion_do_not_depend_on_each_other(source: Path, tmp_p
     assert quantkit("gguf", source, "-t", "q3_k_m", *words, "-o", tmp_path / "one").code == 0
     both = hashes(tmp_path / "both")
     assert hashes(tmp_path / "one") == {name: both[name] for name in both if "Q3_K_M" in name}
+
+
+def test_values_that_are_computed_once_are_in_memory_or_on_the_disk_and_announced(source: Path, tmp_path: Path) -> None:
+    words = (
+        "gguf",
+        source,
+        "-t",
+        "q4_0",
+        "--quality",
+        "best",
+        *CUT,
+        "--no-logits",
+        "--threads",
+        "1",
+        "--format",
+        "json",
+    )
+    limited = (*words, "--max-ram", "8G")
+    held, on_disk = (
+        json.loads(quantkit(*some, "--dry-run", "-o", tmp_path / "none").stdout) for some in (words, limited)
+    )
+    # two streams; the outputs of the heads, the states after attention, what down reads
+    kept = 2 * 4 * 12 * 64 * (128 + 128 + 256)
+    assert on_disk["disk_bytes"] - held["disk_bytes"] == kept
+    assert quantkit(*words, "-o", tmp_path / "held").code == 0
+    assert quantkit(*limited, "-o", tmp_path / "on_disk").code == 0
+    assert hashes(tmp_path / "held") == hashes(tmp_path / "on_disk")
