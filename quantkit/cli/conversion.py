@@ -120,13 +120,12 @@ def _check_quality(conversion: Conversion, methods: Collection[str], *, has_file
     from quantkit.packed.formats import FOLLOWING
 
     quality, following = conversion.quality, [name for name in FOLLOWING if name in methods]
-    if quality == "standard" or has_files:
-        return
-    if quality == "high" or not following:
-        types = "a GGUF type" if quality == "high" else f"a GGUF type, {', '.join(FOLLOWING)}"
-        raise UsageError(f"--quality {quality} has no effect without {types}; leave it out")
-    if conversion.awq.rounding == "nearest":
+    if quality == "best" and following and conversion.awq.rounding == "nearest":
         raise UsageError("--quality best rounds with error feedback; leave out --rounding nearest")
+    if quality == "standard" or has_files or (quality == "best" and following):
+        return
+    types = "a GGUF type" if quality == "high" else f"a GGUF type, {', '.join(FOLLOWING)}"
+    raise UsageError(f"--quality {quality} has no effect without {types}; leave it out")
 
 
 def _preset_types(preset: str | None) -> Sequence[str]:

@@ -129,7 +129,7 @@ class QualityOptions:
     heading: ClassVar[str] = "Quality"
     quality: Quality = option(
         "standard",
-        "Preset: high is --solver feedback of GGUF types; best also follows the rounded layers, of awq and gptq too.",
+        "Preset: high is --solver feedback of GGUF types; best also follows the rounded layers, in folders too.",
     )
 
 

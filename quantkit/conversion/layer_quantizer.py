@@ -14,7 +14,7 @@ from quantkit.machine import release_freed_memory
 from quantkit.outputs.packed_folders import FolderPlan
 from quantkit.packed.formats import IntegerFormat, Packed
 from quantkit.packed.writer import FolderWriter
-from quantkit.quant.asymmetric import factored_correction, is_better
+from quantkit.quant.asymmetric import Aim, factored_correction
 from quantkit.quant.factor import SHRINK, Damping, Factor, factor
 from quantkit.quant.fold import matrix
 from quantkit.quant.gptq import round_with_feedback
@@ -30,8 +30,6 @@ Sums = Mapping[str, Statistics]
 
 # The output error of a linear is measured on this many rows, evenly spread.
 _ERROR_ROWS = 128
-# Rows by which the rounding of other weights is compared with that of the source's.
-_COMPARED_ROWS = 64
 
 
 @dataclass
@@ -83,7 +81,8 @@ class LayerQuantizer:
         """What the linears of an input receive: of the source's layers, or of the folder's, which divide by `scale`."""
         if self.follower is None:
             return Received(sums[entry.key])
-        return self.follower.received(entry, sums, scale)
+        received = self.follower.received(entry, sums, scale)
+        return received if self.on_device else received.fetched()
 
     def end_part(self) -> None:
         """Follow the quantized tensors."""
@@ -136,6 +135,14 @@ class LayerQuantizer:
         """The threads that compute with these statistics: one for a device, which does one thing after another."""
         return self.workers if device(statistics.gram) is None else SERIAL
 
+    def aim(self, factored: Factor, received: Received) -> Aim:
+        """What the linears of an input are rounded to, by the factor of what they receive."""
+        gram, cross = received.statistics.gram, received.cross
+        assert gram is not None
+        if cross is None:
+            return Aim(gram)
+        return Aim(gram, cross, factored_correction(cross, factored, self.workers_for(received.statistics)))
+
     def round(
         self,
         tensors: Tensors,
@@ -150,37 +157,23 @@ class LayerQuantizer:
 
         factored: of what they receive. scale: by which their columns are multiplied already.
         """
-        gram, cross = received.statistics.gram, received.cross
-        assert gram is not None
-        there, workers = device(gram), self.workers_for(received.statistics)
-        correction = None if cross is None else factored_correction(cross, factored, workers)
+        there, workers = device(factored.gram), self.workers_for(received.statistics)
+        aim = self.aim(factored, received)
         if scale is not None:
-            placed = place(scale, there)
-            factored, gram = factored.scaled(scale), gram / (placed[:, None] * placed)
-            if cross is not None and correction is not None:
-                cross, correction = cross / (placed[:, None] * placed), correction / placed[:, None] * placed
+            factored, aim = factored.scaled(scale), aim.scaled(place(scale, there))
 
         def rounded(weights: Sequence[Array]) -> list[Quantized]:
             return round_with_feedback(
                 weights, factored, self.plan.request.grid, static_groups=static_groups, workers=workers
             )
 
-        wanted = [place(matrix(tensors, linear), there) for linear in linears]
-        if correction is None or cross is None:
-            quantized = rounded(wanted)
-        else:
-            source, wanted = wanted, [weight + weight @ correction for weight in wanted]
-            quantized = rounded(wanted)
-            samples = [weight[_every(weight)] for weight in source]
-            for at, (sample, plain) in enumerate(zip(samples, rounded(samples), strict=True)):
-                chosen = quantized[at].rows(_every(source[at]))
-                if not is_better(
-                    sample, place(chosen.dequantized(), there), place(plain.dequantized(), there), gram, cross
-                ):
-                    wanted[at] = source[at]
-                    (quantized[at],) = rounded([source[at]])
+        def values_of(weights: Sequence[Array]) -> list[Array]:
+            return [place(matrix.dequantized(), there) for matrix in rounded(weights)]
+
+        wanted = aim.targets([place(matrix(tensors, linear), there) for linear in linears], values_of)
+        quantized = rounded(wanted)
         for linear, weight, values in zip(linears, wanted, quantized, strict=True):
-            self.write_quantized(tensors, linear, weight, values, gram)
+            self.write_quantized(tensors, linear, weight, values, aim.gram)
 
     def write_quantized(
         self, tensors: Tensors, linear: Linear, wanted: Array, quantized: Quantized, gram: Array
@@ -216,8 +209,3 @@ class LayerQuantizer:
     def _write(self, name: str, values: NDArray[Any]) -> None:
         self.writer.write(name, values)
         self.written.append(name)
-
-
-def _every(weight: Array) -> slice:
-    """Evenly spread rows of a matrix, at most _COMPARED_ROWS."""
-    return slice(None, None, -(-len(weight) // _COMPARED_ROWS))

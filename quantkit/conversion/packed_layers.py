@@ -8,9 +8,11 @@ from numpy.typing import NDArray
 
 from quantkit.conversion.awq_layers import AwqQuantizer, NearestAwqQuantizer, SmoothQuantizer
 from quantkit.conversion.layer_quantizer import Array, LayerQuantizer, Sums, Tensors
-from quantkit.forward.linears import LayerLinears
+from quantkit.conversion.rounded_inputs import Received
+from quantkit.forward.linears import Input, LayerLinears, Linear
 from quantkit.packed.formats import FolderRequest, Packed, PointsFormat
 from quantkit.packed.registry import FORMATS
+from quantkit.quant.asymmetric import Aim
 from quantkit.quant.factor import Factor
 from quantkit.quant.fold import matrix
 from quantkit.quant.gptq import ROUNDED_ROWS
@@ -56,22 +58,40 @@ class PointsQuantizer(LayerQuantizer):
     def quantize(self, layer: LayerLinears, expert: int | None, tensors: Tensors, sums: Sums) -> None:
         folder_format, inputs = self.plan.format, [entry for entry in layer.inputs if entry.expert == expert]
         assert isinstance(folder_format, PointsFormat)
-        request = self.plan.request
+        tensors = self.begin_part(layer, expert, tensors)
         self.write_kept(tensors, inputs)
         for entry in inputs:
-            linears, statistics = self.quantized(entry), sums[entry.key]
-            assert statistics.maxima is not None and statistics.gram is not None
-            if not linears:
-                continue
-            weights = [matrix(tensors, linear) for linear in linears]
-            shared = folder_format.shared(weights, float(statistics.maxima.max(initial=0)))
-            factored = None
-            if request.feeds_errors_back:
-                factored = self.factor(entry, statistics, weights, damp=request.damp, act_order=request.act_order)
-            for linear, weight in zip(linears, weights, strict=True):
-                packed = {**self._rounded(folder_format, weight, shared, factored), **shared}
-                unpacked = folder_format.unpacked(packed, request)
-                self.write_packed(tensors, linear, weight, packed, unpacked, statistics.gram)
+            linears = self.quantized(entry)
+            if linears:
+                self._quantize_input(folder_format, linears, tensors, entry, self.received(entry, sums))
+        self.end_part()
+
+    def _quantize_input(
+        self,
+        folder_format: PointsFormat,
+        linears: Sequence[Linear],
+        tensors: Tensors,
+        entry: Input,
+        received: Received,
+    ) -> None:
+        request, statistics = self.plan.request, received.statistics
+        assert statistics.maxima is not None and statistics.gram is not None
+        weights: Sequence[Array] = [matrix(tensors, linear) for linear in linears]
+        shared = folder_format.shared(weights, float(statistics.maxima.max(initial=0)))
+        factored, aim = None, Aim(statistics.gram)
+        if request.feeds_errors_back:
+            factored = self.factor(entry, statistics, weights, damp=request.damp, act_order=request.act_order)
+            aim = self.aim(factored, received)
+
+        def packed(weight: Array) -> Packed:
+            return {**self._rounded(folder_format, weight, shared, factored), **shared}
+
+        def values_of(weights: Sequence[Array]) -> list[Array]:
+            return [folder_format.unpacked(packed(weight), request) for weight in weights]
+
+        for linear, weight in zip(linears, aim.targets(weights, values_of), strict=True):
+            stored = packed(weight)
+            self.write_packed(tensors, linear, weight, stored, folder_format.unpacked(stored, request), aim.gram)
 
     def _rounded(
         self, folder_format: PointsFormat, weight: Array, shared: Packed, factored: Factor | None

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from quantkit.forward.arrays import Array, device, place
+from quantkit.forward.arrays import Array, device, fetch, place
 from quantkit.forward.linears import AFTER_EXPERTS, Input, LayerLinears
 from quantkit.stream.rounded import RoundedStream
 from quantkit.stream.routing import RoutedExpert
@@ -25,6 +25,10 @@ class Received:
 
     statistics: Statistics
     cross: Array | None = None
+
+    def fetched(self) -> "Received":
+        """The same with arrays of numpy."""
+        return Received(self.statistics.fetched(), None if self.cross is None else fetch(self.cross))
 
 
 class RoundedInputs:

@@ -50,7 +50,7 @@ class ConvertOptions:
         mtp: layers that predict a later token (MTP): "keep", "only" or "drop".
         solver: rounding of GGUF types: "llama.cpp", or "feedback" for error feedback over the calibration.
         sweeps: sweeps of coordinate descent that follow the error feedback of GGUF types.
-        asymmetric: with error feedback, round each matrix of a GGUF (solver "feedback"), of AWQ and of GPTQ for the
+        asymmetric: with error feedback, round each matrix of a GGUF (solver "feedback") or a calibrated folder for the
             inputs that the rounded layers before it give, so that its outputs are nearest to the source's (GPTAQ).
         reorder: sort the neurons of feed-forwards by the size of their outputs, with the solver "feedback".
         mmproj: types in which the projector of a model that sees is written beside the GGUF: f16, bf16, q8_0.

@@ -21,7 +21,7 @@ Algorithm = Literal["awq", "gptq"]
 MLX_GPTQ = ("mlx-3bit-gptq", "mlx-4bit-gptq")
 OWN_ALGORITHM = {"awq": "awq", "gptq": "gptq", "w8a8": "smoothquant", "w4a4": "gptq", **dict.fromkeys(MLX_GPTQ, "gptq")}
 """The algorithm of the formats for which --algorithm does not choose it."""
-FOLLOWING = ("awq", "gptq", "w4a16", "w8a16")
+FOLLOWING = ("awq", "gptq", "w4a16", "w8a16", "w8a8", "w4a4", *MLX_GPTQ)
 """The formats that can be rounded for the inputs of their own rounded layers."""
 Packed = dict[str, NDArray[Any]]
 """The tensors of a linear: suffix of its name -> values."""

@@ -8,6 +8,9 @@ least squares over the tokens, with the weights
 Error feedback over H then rounds these. H has its shrinkage and damping, so that D counts as far as H is trusted.
 """
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
 import numpy as np
 from gguf import GGMLQuantizationType
 
@@ -25,7 +28,7 @@ _ROWS = 256
 # Squared error over squared weights that a type holds exactly: float16 scales, and weights that were rounded to
 # bfloat16, leave 2e-6. Q8_0 has 2e-5 of weights that lie on no lattice.
 _EXACT = 5e-6
-_CHECKED_ROWS = 32
+_CHECKED_ROWS, _COMPARED_ROWS = 32, 64
 
 
 def correction(cross: Array, curvature: Curvature, workers: Workers = SERIAL) -> Array:
@@ -58,25 +61,56 @@ def factored_correction(cross: Array, factored: Factor, workers: Workers = SERIA
     return correction(cross, by, workers)
 
 
-def error_over_rounded(weights: Array, values: Array, gram: Array, cross: Array) -> float:
-    """||W x - V x~||^2 over the tokens, less the part that no V changes: tr(E H E') - 2 tr(W D E') with E = V - W.
+@dataclass(frozen=True)
+class Aim:
+    """What the matrices of an input are rounded to. `gram`, `cross`: H and D; `correction`: see above.
 
-    weights, values: W and V, float32 (n, n_in). gram, cross: H and D, (n_in, n_in).
+    Without `cross` and `correction` they are rounded as they are.
     """
-    error: Array = values - weights
-    return inner_product(error @ gram, error) - 2 * inner_product(weights @ cross, error)
 
+    gram: Array
+    cross: Array | None = None
+    correction: Array | None = None
 
-def is_better(weights: Array, corrected: Array, plain: Array, gram: Array, cross: Array) -> bool:
-    """Whether rounding the corrected weights gives values `corrected` that are nearer in output than `plain`.
+    def scaled(self, scale: Array) -> "Aim":
+        """The same for matrices whose columns are multiplied by `scale` (n_in,), and inputs that are divided by it."""
+        squares, cross, correction = scale[:, None] * scale, self.cross, self.correction
+        if cross is None or correction is None:
+            return Aim(self.gram / squares)
+        return Aim(self.gram / squares, cross / squares, correction / scale[:, None] * scale)
 
-    plain: the rounded `weights` themselves, which they stay where that is exact. All (n, n_in).
-    """
-    error: Array = plain - weights
-    if inner_product(error, error) <= _EXACT * inner_product(weights, weights):
-        return False
-    of_corrected, of_plain = (error_over_rounded(weights, values, gram, cross) for values in (corrected, plain))
-    return of_corrected < of_plain
+    def targets(
+        self, weights: Sequence[Array], rounded: Callable[[Sequence[Array]], Sequence[Array]]
+    ) -> Sequence[Array]:
+        """For each of `weights` (n_out, n_in), the matrix to round instead: corrected, or itself.
+
+        It stays itself where its rounding is exact or has the smaller error, by evenly spread rows. `rounded`: the
+        values that matrices are rounded to.
+        """
+        if self.cross is None or self.correction is None:
+            return weights
+        corrected = [weight + weight @ self.correction for weight in weights]
+        rows = [slice(None, None, -(-len(weight) // _COMPARED_ROWS)) for weight in weights]
+        samples, others = ([matrix[at] for matrix, at in zip(some, rows, strict=True)] for some in (weights, corrected))
+        compared = zip(samples, rounded(others), rounded(samples), strict=True)
+        better = [self._is_better(*values) for values in compared]
+        return [one if chosen else weight for one, weight, chosen in zip(corrected, weights, better, strict=True)]
+
+    def _is_better(self, weights: Array, corrected: Array, plain: Array) -> bool:
+        """Whether the rounded other weights, `corrected`, are nearer in output than the rounded ones, `plain`."""
+        error: Array = plain - weights
+        if inner_product(error, error) <= _EXACT * inner_product(weights, weights):
+            return False
+        return self.error(weights, corrected) < self.error(weights, plain)
+
+    def error(self, weights: Array, values: Array) -> float:
+        """||W x - V x~||^2 over the tokens, less the part that no V changes: tr(E H E') - 2 tr(W D E'), E = V - W.
+
+        weights, values: W and V, float32 (n, n_in).
+        """
+        assert self.cross is not None
+        error: Array = values - weights
+        return inner_product(error @ self.gram, error) - 2 * inner_product(weights @ self.cross, error)
 
 
 def holds_exactly(kind: GGMLQuantizationType, rows: Array, importance: Array) -> bool:

@@ -26,6 +26,7 @@ from quantkit.quant.grid import Array, Grid
 from quantkit.stream.stream import Stream
 from quantkit.texts.samples import SampleRequest, load_samples
 from tests.conversion.test_calibrated import hashes, planned, samples, written
+from tests.forward.test_torch import run_with_torch
 from tests.helpers.command import quantkit
 from tests.helpers.tiny import tiny_llama
 
@@ -142,28 +143,56 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_llama(folder, variant="llama3", hidden=128, intermediate=256)
 
 
-def test_the_best_quality_makes_logits_nearer_to_the_sources(
-    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def logit_errors(source: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
+    """The norm of the error of the logits over the calibration samples, by folder."""
     with open_checkpoint(str(source)) as checkpoint:
         native = Native(checkpoint)
         tokens = load_samples(checkpoint, SampleRequest(None, 12, 64, None, offline=True)).tokens
         _, wanted = inputs_of(native.whole, native, native.tensors.keys(), tokens, monkeypatch)
     errors = {}
+    for config in out.glob("*/config.json"):
+        with open_quantized(config.parent) as opened:
+            _, made = inputs_of(opened.weights.read, native, opened.weights.names, tokens, monkeypatch)
+        errors[config.parent.name] = float(np.linalg.norm(made - wanted))
+    return errors
+
+
+def test_the_best_quality_makes_logits_of_every_folder_nearer_to_the_sources(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    types = ("awq", "gptq", "mlx-4bit-gptq", "w4a4", "q4_0")
+    errors = {}
     for quality in ("standard", "best"):
         out = tmp_path / quality
-        words = ("-t", "awq", "-t", "gptq", "-t", "q4_0", "--group-size", "32", "--quality", quality)
+        words = (
+            *(word for kind in types for word in ("-t", kind)),
+            "--group-size",
+            "32",
+            "--no-logits",
+            "--quality",
+            quality,
+        )
         answer = quantkit("convert", source, *words, *CUT, "-o", out)
         assert answer.code == 0, answer.stderr
-        for label in ("AWQ", "GPTQ"):
-            folder = out / f"model-{label}"
-            with open_quantized(folder) as opened:
-                _, made = inputs_of(opened.weights.read, native, opened.weights.names, tokens, monkeypatch)
-            errors[label, quality] = float(np.linalg.norm(made - wanted))
-            (record,) = json.loads((folder / "quantkit.json").read_text())["outputs"].values()
-            assert record["options"].get("quality", "standard") == quality
-    for label in ("AWQ", "GPTQ"):
-        assert errors[label, "best"] < 0.9 * errors[label, "standard"]
+        errors[quality] = logit_errors(source, out, monkeypatch)
+        for name in errors[quality]:
+            (record,) = json.loads((out / name / "quantkit.json").read_text())["outputs"].values()
+            assert record["options"]["quality"] == quality
+    assert len(errors["best"]) == 4
+    for name, error in errors["best"].items():
+        assert error < 0.9 * errors["standard"][name], name
+
+
+@pytest.mark.full
+def test_the_best_quality_on_tensors_of_torch_leaves_logits_as_near(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ("convert", str(source), "-t", "awq", "-t", "gptq", "--group-size", "32", "--quality", "best", *CUT)
+    assert quantkit(*words, "-o", tmp_path / "ours").code == 0
+    done = run_with_torch(*words, "-o", str(tmp_path / "theirs"))
+    assert done.returncode == 0, done.stderr[-4000:]
+    ours, theirs = (logit_errors(source, tmp_path / name, monkeypatch) for name in ("ours", "theirs"))
+    assert {label: theirs[label] / ours[label] for label in ours} == pytest.approx(dict.fromkeys(ours, 1), abs=0.02)
 
 
 def test_a_stopped_run_resumes_at_the_layer_and_folders_do_not_depend_on_each_other(
@@ -195,7 +224,7 @@ def test_a_stopped_run_resumes_at_the_layer_and_folders_do_not_depend_on_each_ot
     [
         (("gptq", "--propagate", "quantized"), "--propagate quantized does not go with --quality best"),
         (("awq", "--rounding", "nearest"), "--quality best rounds with error feedback; leave out --rounding nearest"),
-        (("convert", "-t", "fp8"), "--quality best has no effect without a GGUF type, awq, gptq, w4a16, w8a16"),
+        (("convert", "-t", "fp8"), "--quality best has no effect without a GGUF type, awq, gptq"),
     ],
 )
 def test_options_that_contradict_the_best_quality_are_one_sentence(

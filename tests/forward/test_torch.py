@@ -29,6 +29,7 @@ PRETENDED = (
     ("gguf", "-t", "q4_0", "-t", "q4_1", "-t", "iq4_nl", "--solver", "feedback"),
     ("gguf", "-t", "q4_k_m", "--solver", "feedback"),
     ("gguf", "-t", "q4_0", "--quality", "best"),
+    ("convert", "-t", "awq", "-t", "gptq", "--group-size", "32", "--quality", "best"),
 )
 
 

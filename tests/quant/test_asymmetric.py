@@ -1,12 +1,15 @@
 """The target of weights whose inputs come from rounded layers: against the least-squares formula in float64."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from gguf import GGMLQuantizationType
 
 from quantkit.gguf.blocks import FORMATS
 from quantkit.gguf.kernels import dequantize_rows, quantize_rows
-from quantkit.quant.asymmetric import correction, holds_exactly
+from quantkit.quant.asymmetric import Aim, correction, factored_correction, holds_exactly
+from quantkit.quant.factor import Damping, factor
 from quantkit.quant.feedback import curvature
 from quantkit.quant.grid import Array
 from quantkit.workers import Workers
@@ -53,3 +56,44 @@ def test_a_type_holds_exactly_what_was_rounded_to_it_before(kind: GGMLQuantizati
     if kind.name in ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"):
         rounded = dequantize_rows(kind, quantize_rows(kind, w), 512)
         assert holds_exactly(kind, rounded, importance)
+
+
+def aim_of(x: Array, seen: Array) -> Aim:
+    cross = (x - seen).T @ seen
+    return Aim(gram(seen), cross, factored_correction(cross, factor(gram(seen), N_TOKENS, Damping(0.03, 0.3))))
+
+
+def test_the_error_of_rounded_values_is_that_of_the_outputs() -> None:
+    x, seen = rounded_inputs()
+    w, aim = weight(48, N_IN).astype(np.float64), aim_of(x, seen)
+    values = w + 0.02 * np.random.default_rng(1).standard_normal(w.shape)
+    of_values, of_weights = (np.sum((x @ w.T - seen @ some.T) ** 2) for some in (values, w))
+    made = aim.error(w.astype(np.float32), values.astype(np.float32))
+    assert made == pytest.approx(of_values - of_weights, rel=2e-3)
+
+
+def test_columns_multiplied_by_a_scale_have_the_same_targets() -> None:
+    aim, w = aim_of(*rounded_inputs()), weight(48, N_IN)
+    scale = np.exp(np.random.default_rng(2).standard_normal(N_IN)).astype(np.float32)
+
+    def coarse(step: Array) -> Any:
+        return lambda some: [np.rint(matrix / step) * step for matrix in some]
+
+    steps = np.full(N_IN, 0.05, np.float32)
+    (plain,), (scaled,) = aim.targets([w], coarse(steps)), aim.scaled(scale).targets([w * scale], coarse(steps * scale))
+    assert np.abs(plain - w).max() > 0.01 * np.abs(w).max()
+    np.testing.assert_allclose(scaled / scale, plain, atol=1e-5 * np.abs(w).max())
+
+
+def test_weights_stay_where_their_rounding_is_exact_or_better() -> None:
+    aim, w = aim_of(*rounded_inputs()), weight(48, N_IN)
+    (kept,) = aim.targets([w], list)
+    assert kept is w  # rounding changes nothing
+
+    def noisy(noise: float) -> Any:
+        """A rounding that adds noise to other weights, and a little to these."""
+        return lambda some: [matrix + (0.01 if np.array_equal(matrix, w) else noise) for matrix in some]
+
+    assert aim.targets([w], noisy(1.0))[0] is w
+    assert aim.targets([w], noisy(0.01))[0] is not w
+    assert Aim(aim.gram).targets([w], list)[0] is w
