@@ -86,7 +86,7 @@ def _show_reordered(gguf: GgufPlan, moved: Mapping[str, Moved], out: Out) -> Non
         else:
             out.say(
                 f"{output.type.name}: no neurons reordered; it needs a gated feed-forward without biases whose down"
-                " matrix is Q6_K, of weights that were not rounded before"
+                " matrix is Q6_K"
             )
 
 

@@ -18,7 +18,7 @@ from quantkit.forward.arrays import device, place, square
 from quantkit.gguf.blocks import FORMATS
 from quantkit.gguf.kernels import dequantize_rows
 from quantkit.outputs.model import ModelTensor
-from quantkit.quant.asymmetric import correction, holds_exactly
+from quantkit.quant.asymmetric import correction, gains
 from quantkit.quant.feedback import Curvature, curvature, quantize_with_feedback, rows_at_once
 from quantkit.quant.held_out import GGUF_RULE, HeldOut, choose_trust, step_sizes
 from quantkit.stream.rounded import AsymmetricSums
@@ -77,7 +77,7 @@ class MatrixRounding:
         """Round and write a matrix. `written` (n_out, n_in) takes the values of the only target, if it is given."""
         tensor, prepared = matrix.tensor, self.prepared
         starts = range(0, matrix.n_rows, matrix.step(ROWS))
-        corrected = self._corrected(matrix, targets)
+        corrected = self._corrected(matrix, targets, move)
         if isinstance(prepared, PreparedInput) and device(prepared.curvature.hessian) is not None:
             targets = self._write_on_device(matrix, prepared.curvature, targets, move, corrected, written)
 
@@ -99,12 +99,17 @@ class MatrixRounding:
         if targets:
             self.workers.map(one, list(starts))
 
-    def _corrected(self, matrix: GgufMatrix, targets: Sequence[Target]) -> dict[GGMLQuantizationType, Array]:
-        """The correction for the types that are not exact for the weights."""
+    def _corrected(
+        self, matrix: GgufMatrix, targets: Sequence[Target], move: Move | None
+    ) -> dict[GGMLQuantizationType, Array]:
+        """The correction for the types that lose less by it than they lose by leaving the weights' lattice."""
         if isinstance(self.prepared, str) or self.prepared.correction is None:
             return {}
+        by, change = self.prepared.curvature, self.prepared.correction
         rows, kinds = matrix.middle_rows(_SAMPLED_ROWS), {target.slot.type for target in targets}.intersection(FORMATS)
-        return {kind: self.prepared.correction for kind in kinds if not holds_exactly(kind, rows, self.importance)}
+        if move is not None and move.moved.part == "down":
+            rows = move.moved.order.columns(rows)
+        return {kind: change for kind in kinds if gains(kind, rows, change, by, self.importance)}
 
     def _write_on_device(
         self,

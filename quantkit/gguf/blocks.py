@@ -47,7 +47,7 @@ class BlockFormat:
     `group`: columns that share a scale. `groups`: groups of a block. `low`, `high`: the range of a point. `table`: the
     points, if they are not all integers of the range. `least_scale`, `greatest_scale`: the range of a group's integer
     scale; (1, 1) if the block has one float16 scale only. `greatest_minimum`: the greatest integer minimum of a group;
-    0 for a type without minima, 1 for one float16 minimum only.
+    0 for a type without minima, 1 for one float16 minimum only. `coarse`: a search tries larger steps too.
     """
 
     kind: GGMLQuantizationType
@@ -59,6 +59,7 @@ class BlockFormat:
     greatest_scale: int = 1
     greatest_minimum: int = 0
     table: tuple[int, ...] | None = None
+    coarse: bool = False
 
     @property
     def block(self) -> int:

@@ -6,6 +6,7 @@ least squares over the tokens, with the weights
     W + W D H^-1,   D = sum (x - x~) x~',   H = sum x~ x~'
 
 Error feedback over H then rounds these. H has its shrinkage and damping, so that D counts as far as H is trusted.
+Weights that were rounded to a lattice before leave it with this target; it is taken where the error falls all the same.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,12 +17,14 @@ from gguf import GGMLQuantizationType
 
 from quantkit.forward.arrays import contiguous, device, inner_product, namespace, place
 from quantkit.gguf.blocks import FORMATS
+from quantkit.gguf.kernels import dequantize_rows
 from quantkit.quant.block_kernels import steps
 from quantkit.quant.block_search import nearest_points
 from quantkit.quant.factor import Factor
-from quantkit.quant.feedback import Curvature
+from quantkit.quant.feedback import Curvature, quantize_with_feedback
 from quantkit.quant.grid import Array
 from quantkit.quant.held_out import block_inverses, propagated, taken_back
+from quantkit.quant.lattice import lies_on_lattice
 from quantkit.workers import SERIAL, Workers, parts
 
 _ROWS = 256
@@ -126,3 +129,22 @@ def holds_exactly(kind: GGMLQuantizationType, rows: Array, importance: Array) ->
     inverse = np.divide(np.float32(1), step, out=np.zeros_like(step), where=step != 0)
     error = nearest_points((w - base) * inverse, format_) * step + base - w
     return float(np.vdot(error, error)) <= _EXACT * float(np.vdot(w, w))
+
+
+def gains(kind: GGMLQuantizationType, rows: Array, change: Array, by: Curvature, importance: Array) -> bool:
+    """Whether weights w (n, n_in) in a type are nearer to the target w + w `change` if the target is rounded, not w.
+
+    change: `correction`. Tried on some of the rows if they lie on a lattice, see `quant.lattice`.
+    """
+    if holds_exactly(kind, rows, importance):
+        return False
+    if not lies_on_lattice(rows):
+        return True
+    w = place(np.ascontiguousarray(rows[:: -(-len(rows) // _CHECKED_ROWS)]), device(change))
+    target = w + w @ change
+    errors = []
+    for wanted in (w, target):
+        made = place(dequantize_rows(kind, quantize_with_feedback(kind, wanted, by), rows.shape[1]), device(change))
+        error: Array = made - target
+        errors.append(inner_product(error @ by.hessian, error))
+    return errors[1] < errors[0]

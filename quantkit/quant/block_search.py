@@ -29,6 +29,7 @@ from quantkit.quant.grid import Array
 
 # Part of the range that the largest value of a group may use, as a factor on the scale that just covers it.
 _FACTORS = np.linspace(0.62, 1.12, 18).astype(np.float32)
+_COARSE_FACTORS = np.linspace(1.15, 2.0, 32).astype(np.float32)
 _MIN_FACTORS = np.linspace(0.60, 1.05, 14)
 _TINY = 1e-30
 _LATTICE = 0.0025  # mean squared error in steps, up to which a group lies on a lattice; 1/12 by chance
@@ -106,7 +107,7 @@ def search_scales(x: Array, weight: Array, format_: BlockFormat) -> Scales:
         ones = namespace(step).ones_like(step)
         return Scales(to_half(step), None if low is None else to_half(-low), ones, None if low is None else ones)
     if low is None:
-        return _symmetric_super(grouped, weights, step, format_)
+        return symmetric_super(grouped, weights, step, format_)
     return _affine_super(grouped, weights, step, low, format_)
 
 
@@ -117,14 +118,14 @@ def _symmetric(x: Array, weight: Array, format_: BlockFormat) -> Array:
     best, least = xp.zeros_like(peak), xp.full_like(peak, np.inf)
     wx = weight * x
     for ratio in candidates(format_).tolist():
-        step, gain = _fitted(x, weight, wx, peak * ratio, format_)
+        step, gain = fitted(x, weight, wx, peak * ratio, format_)
         better = -gain < least
         put_where(least, better, -gain)
         put_where(best, better, step)
-    return _fitted(x, weight, wx, best, format_)[0]
+    return fitted(x, weight, wx, best, format_)[0]
 
 
-def _fitted(x: Array, weight: Array, wx: Array, step: Array, format_: BlockFormat) -> tuple[Array, Array]:
+def fitted(x: Array, weight: Array, wx: Array, step: Array, format_: BlockFormat) -> tuple[Array, Array]:
     """The least-squares step for the points that `step` gives, and by how much it lowers the squared error."""
     points = nearest_points(x * inverse(step, step != 0)[:, None], format_)
     dot = _sum(wx * points)
@@ -141,8 +142,9 @@ def candidates(format_: BlockFormat) -> Array:
     levels apart: weights that lie on a lattice of that step are met exactly.
     """
     if format_.greatest_minimum == 0:
-        ends = np.repeat(np.array([format_.low, format_.high], np.float32), len(_FACTORS))
-        return np.tile(_FACTORS, 2) / ends
+        factors: Array = np.concatenate([_FACTORS, _COARSE_FACTORS]) if format_.coarse else _FACTORS
+        ends = np.repeat(np.array([format_.low, format_.high], np.float32), len(factors))
+        return np.tile(factors, 2) / ends
     top = format_.high
     cuts = [(top / k, 0.0) for k in range(top, top // 2, -1)]
     cuts += [(factor, (1 - factor) * shift) for factor in _MIN_FACTORS for shift in (0.0, 0.5, 1.0)]
@@ -191,12 +193,13 @@ def _affine(x: Array, weight: Array, format_: BlockFormat) -> tuple[Array, Array
         # A candidate may have met a lattice one level too high. Values elsewhere need the room at the low end.
         moved = best_low + best * xp.round(divided(low - best_low, best, best > 0, 0.0))
         moved = where(moved > 0, moved - best, moved)
-        on_lattice = _error(x, weight, best, best_low, format_) < _LATTICE * best * best * sum_w
+        on_lattice = squared_error(x, weight, best, best_low, format_) < _LATTICE * best * best * sum_w
         best_low = where(on_lattice, moved, best_low)
     return best, best_low
 
 
-def _symmetric_super(x: Array, weight: Array, step: Array, format_: BlockFormat) -> Scales:
+def symmetric_super(x: Array, weight: Array, step: Array, format_: BlockFormat) -> Scales:
+    """The scales of super-blocks from the real steps of their groups (n_groups, n_rows)."""
     xp, n_rows = namespace(step), step.shape[1]
     grouped = step.reshape(-1, format_.groups, n_rows)
     peak = taken(grouped, xp.abs(grouped).argmax(axis=1)[:, None], 1)[:, 0]
@@ -227,14 +230,14 @@ def _neighbours(x: Array, weight: Array, d: Array, scales: Array, format_: Block
     for change in (0.0, -1.0, 1.0):
         trial = xp.clip(scales + change, format_.least_scale, format_.greatest_scale)
         step = d * trial
-        error = _error(x, weight, step, None, format_)
+        error = squared_error(x, weight, step, None, format_)
         better = error < least
         put_where(least, better, error)
         put_where(best, better, trial)
     return best, least
 
 
-def _error(x: Array, weight: Array, step: Array, base: Array | None, format_: BlockFormat) -> Array:
+def squared_error(x: Array, weight: Array, step: Array, base: Array | None, format_: BlockFormat) -> Array:
     """The weighted squared error of each group: (n_groups, n_rows)."""
     shifted = x if base is None else x - base[:, None]
     difference = nearest_points(shifted * inverse(step, step != 0)[:, None], format_)
@@ -272,7 +275,7 @@ def _affine_super(x: Array, weight: Array, step: Array, low: Array, format_: Blo
         for change_min in (0.0, -1.0, 1.0):
             trial = xp.clip(scales + change, 0.0, top)
             trial_min = xp.clip(minima + change_min, 0.0, top_min)
-            error = _error(x, weight, wide * trial, -wide_min * trial_min, format_)
+            error = squared_error(x, weight, wide * trial, -wide_min * trial_min, format_)
             better = error < least
             put_where(least, better, error)
             put_where(best, better, trial)

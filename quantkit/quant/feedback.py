@@ -36,6 +36,7 @@ from quantkit.quant.block_steps import Fit, GroupLevels, Run
 from quantkit.quant.block_tensors import TENSORS
 from quantkit.quant.factor import SHRINK, factor_gram, shrunk
 from quantkit.quant.grid import Array
+from quantkit.quant.lattice import search_scales
 from quantkit.workers import SERIAL, Workers, parts
 
 DAMP = 0.01
@@ -146,7 +147,7 @@ def as_blocks(solution: Solution) -> Blocks:
 def solve(format_: BlockFormat, w: Array, curvature: Curvature, *, sweeps: int, by: Steps | None = None) -> Solution:
     """Round w (n_in, n_rows). `by`: the implementation of the steps, the fastest by default."""
     by = by or _steps(w)
-    scales = by.search_scales(w, curvature.importance, format_)
+    scales = search_scales(w, curvature.importance, format_, by)
     solution = Solution(scales, feed_back(format_, w, scales, curvature, by))
     for _ in range(sweeps):
         sweep(format_, w, solution, curvature.hessian, by)

@@ -11,6 +11,10 @@ model stays the same function, in the same bytes.
 1. Order: neurons are sorted by what sets the best step of their channel, so that a block has channels of one size.
 2. Scales: powers of two, the same for 32 neurons, which also share a block scale of the weights in every GGUF type. So
    the weights are rounded as before, and only the steps of the activations change.
+
+Weights that were rounded before lie on one lattice in each group of 32 columns (see `quant.lattice`). Q6_K has a scale
+for 16 columns, so half a group keeps its lattice wherever it stands. Each group puts its large channels in one half;
+these halves are sorted, without scales.
 """
 
 from dataclasses import dataclass
@@ -22,6 +26,8 @@ from numpy.typing import NDArray
 
 from quantkit.forward.arrays import device, place, square
 from quantkit.quant.grid import Array
+from quantkit.quant.lattice import GROUP as LATTICE_GROUP
+from quantkit.quant.lattice import lies_on_lattice
 
 REORDERED = GGMLQuantizationType.Q6_K
 """The type of down for which the neurons move: llama.cpp's rounding of its input costs more than that of the weights.
@@ -33,7 +39,6 @@ GROUP = 32
 _POWER = 0.75
 # Scales further from the median would waste levels of the 6 bit scales of K-quants.
 _MOST_DOUBLINGS = 2
-_SAMPLED_ROWS, _MOST_DIFFERENT = 64, 24
 
 
 @dataclass(frozen=True)
@@ -113,30 +118,29 @@ def tensor_of(key: str) -> str:
     return key.rpartition("/")[0]
 
 
-def lies_on_lattice(weight: Array) -> bool:
-    """Whether groups of 32 weights of a row (n_out, n_in) have few different values: they were rounded before.
-
-    Groups of continuous weights have about 31 different values in bf16, those of 4 bits at most 16, of 5 bits about 20.
-    Such weights are met exactly as long as the groups stay together.
-    """
-    sample = weight[:: max(1, len(weight) // _SAMPLED_ROWS), : weight.shape[1] // GROUP * GROUP]
-    ordered = np.sort(sample.reshape(-1, GROUP), axis=1)
-    different = 1 + np.count_nonzero(np.diff(ordered, axis=1), axis=1)
-    return bool(different.mean() < _MOST_DIFFERENT)
-
-
 def neuron_order(squares: Array, down: Array) -> NeuronOrder | None:
     """The order for an input of down with the mean squares `squares` (n,), and its weights `down` (n_out, n).
 
     A step t of channel i costs t^2 |w_i|^2, so channels of equal |x_i| / |w_i| should share a block. None if n is not
-    whole groups, if no token reached the input, or if the weights lie on a lattice.
+    whole groups, or if no token reached the input.
     """
-    if len(squares) % GROUP or not np.any(squares > 0) or lies_on_lattice(down):
+    if len(squares) % GROUP or not np.any(squares > 0):
         return None
     norms = np.sqrt(np.einsum("oi,oi->i", down, down, dtype=np.float64))
     sizes = np.sqrt(squares.astype(np.float64))
     wanted = np.maximum(sizes, 1e-6 * sizes.max()) / np.maximum(norms, 1e-6 * max(norms.max(), 1e-30))
+    if lies_on_lattice(down):
+        return NeuronOrder(_by_halves(wanted), np.ones(len(wanted), np.float32))
     order = np.argsort(-wanted, kind="stable")
     of_group = _POWER * np.log2(wanted[order]).reshape(-1, GROUP).mean(axis=1)
     doublings = np.clip(np.rint(of_group - np.median(of_group)), -_MOST_DOUBLINGS, _MOST_DOUBLINGS)
     return NeuronOrder(order, np.repeat(np.exp2(doublings), GROUP).astype(np.float32))
+
+
+def _by_halves(wanted: Array) -> NDArray[np.intp]:
+    """The order of weights on a lattice: halves of its groups, sorted by the mean of log `wanted` (n,)."""
+    within = np.argsort(-wanted.reshape(-1, LATTICE_GROUP), axis=1, kind="stable")
+    halves = (within + LATTICE_GROUP * np.arange(len(within))[:, None]).reshape(-1, LATTICE_GROUP // 2)
+    means = np.log2(wanted)[halves].mean(axis=1)
+    order: NDArray[np.intp] = halves[np.argsort(-means, kind="stable")].reshape(-1)
+    return order

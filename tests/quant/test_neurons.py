@@ -70,13 +70,36 @@ def test_a_moved_matrix_is_restored_exactly(part: str, neurons: tuple[np.ndarray
     np.testing.assert_array_equal(moved.restored(written), weight)
 
 
-def test_weights_on_a_lattice_unreached_inputs_and_odd_widths_keep_their_order(
-    neurons: tuple[np.ndarray, np.ndarray],
-) -> None:
+def on_lattice(down: np.ndarray) -> np.ndarray:
+    """The weights rounded to 4 bits with a minimum, in groups of 32 columns."""
+    blocks = down.reshape(-1, 32)
+    low = blocks.min(axis=1, keepdims=True)
+    steps = (blocks.max(axis=1, keepdims=True) - low) / 15
+    return (np.rint((blocks - low) / steps) * steps + low).astype(np.float32).reshape(down.shape)
+
+
+def test_weights_on_a_lattice_move_in_halves_of_its_groups(neurons: tuple[np.ndarray, np.ndarray]) -> None:
+    x, down = neurons[0], on_lattice(neurons[1])
+    order = neuron_order(np.mean(x * x, axis=0), down)
+    assert order is not None
+    assert sorted(order.order) == list(range(1024)) and (order.scale == 1).all()
+    groups = order.order.reshape(-1, 16) // 32
+    assert (groups == groups[:, :1]).all()
+    # a block of Q6_K has values of one lattice still: at most 16 levels, with the step of its group
+    steps = np.ptp(down.reshape(96, 32, 32), axis=2) / 15
+    halves = order.columns(down).reshape(96, 64, 16)
+    levels = (halves - halves.min(axis=2, keepdims=True)) / steps[:, groups[:, 0], None]
+    np.testing.assert_allclose(levels, np.rint(levels), atol=1e-3)
+
+    def error(inputs: np.ndarray, weight: np.ndarray) -> float:
+        return float(np.square((rounded(inputs) - inputs) @ weight.T).sum())
+
+    np.testing.assert_allclose(x[:, order.order] @ order.columns(down).T, x @ down.T, rtol=1e-3, atol=1e-3)
+    assert error(x[:, order.order], order.columns(down)) < 0.9 * error(x, down)
+
+
+def test_unreached_inputs_and_odd_widths_keep_their_order(neurons: tuple[np.ndarray, np.ndarray]) -> None:
     x, down = neurons
     squares = np.mean(x * x, axis=0)
-    blocks = down.reshape(-1, 32)
-    steps = np.abs(blocks).max(axis=1, keepdims=True) / 7
-    assert neuron_order(squares, (np.rint(blocks / steps) * steps).reshape(down.shape)) is None
     assert neuron_order(np.zeros_like(squares), down) is None
     assert neuron_order(squares[:1000], down[:, :1000]) is None
