@@ -6,12 +6,12 @@ Weights of one group of 32 columns that were rounded to 4 bits have the values
 
 Types with float16 minima hold them exactly (Q4_1, Q5_1). Others come near with the right scale:
 
-1. Without minima (Q6_K, Q8_0), the step d / n leaves the same error for the whole group: the distance of m from a
-   multiple of the step. The best of n = 1, 2, ... is taken.
+1. Without minima, a step d / n leaves the same error for the whole group: the distance of m from a multiple of the
+   step. Q8_0 and Q5_0 take the best of n = 1, 2, ...; the search for Q6_K tries larger steps than for other weights.
 2. With integer scales and minima (Q4_K, Q5_K), d and m are rounded to multiples of the block's own two steps. The best
    of several pairs of these is taken. In Q5_K, half of the levels are free, so m may fall by any whole number of d too.
 
-A block keeps the usual scales of `block_search` if these have a smaller error. Arrays are as there, of numpy.
+A block keeps the usual scales of `block_search` if these have a smaller error. Tensors of torch are fetched for this.
 """
 
 from dataclasses import replace
@@ -56,12 +56,11 @@ def search_scales(w: Array, weight: Array, format_: BlockFormat, by: Steps) -> S
     usual = by.search_scales(w, weight, format_)
     if format_.high < _FEWEST_LEVELS or format_.table is not None or format_.greatest_minimum == 1:
         return usual
-    columns: Array = fetch(w)
-    if not lies_on_lattice(columns[:, :: max(1, columns.shape[1] // _SAMPLED_ROWS)].T):
+    if not lies_on_lattice(fetch(w[:, :: max(1, w.shape[1] // _SAMPLED_ROWS)]).T):
         return usual
     if format_.greatest_minimum == 0 and format_.has_group_scales:
         return by.search_scales(w, weight, replace(format_, coarse=True))
-    x = columns.reshape(-1, format_.group, columns.shape[1])
+    x: Array = fetch(w).reshape(-1, format_.group, w.shape[1])
     of_group = fetch(weight).reshape(-1, format_.group, 1)
     levels, step, low = _lattice(x, w, weight, format_, by)
     if format_.greatest_minimum > 0:
