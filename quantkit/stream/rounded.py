@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ Pairs = Sequence[Sequence[Array]]
 
 # Samples that are summed together: copies of their inputs stay in the cache of the CPU.
 _TOGETHER = 4
+_ROWS = 512  # of a narrow sum that one thread adds to
 
 
 @dataclass(frozen=True)
@@ -153,25 +155,36 @@ class _Sums(AsymmetricSums):
 
     def add(self, pairs: Pairs, extra: Pairs, workers: Workers) -> None:
         """Count the tokens of `pairs`; those of `extra` count as in `Statistics.add`, and in `cross`."""
-        together = _TOGETHER if device(self.cross) is None else max(1, len(pairs))
-        for some in parts(len(pairs), together):
-            self._add(pairs[some], (), workers)
-        self._add((), extra, workers)
-
-    def _add(self, pairs: Pairs, extra: Pairs, workers: Workers) -> None:
-        shared = workers if self.statistics.is_wide else SERIAL
-        self.statistics.add([seen for _, seen in pairs], [seen for _, seen in extra], shared)
-        both = [*pairs, *extra]
-        if not both:
-            return
-        xp = namespace(self.cross)
-        difference = xp.concatenate([x - seen for x, seen in both])
-        inputs = xp.concatenate([seen for _, seen in both])
-
-        def add(rows: slice) -> None:
-            self.cross[rows] += difference[:, rows].T @ inputs
-
-        if device(self.cross) is None:
-            workers.map(add, list(parts(len(self.cross), WIDE_BLOCK)))
+        on_device, is_wide = device(self.cross) is not None, self.statistics.is_wide
+        together = max(1, len(pairs)) if on_device else 1 if is_wide else _TOGETHER
+        groups = [pairs[some] for some in parts(len(pairs), together)]
+        if on_device:
+            self._count(groups, extra, SERIAL)
+            self._add_rows([*groups, extra], slice(None))
+        elif is_wide:
+            self._count(groups, extra, workers)
+            rows = list(parts(len(self.cross), WIDE_BLOCK))
+            for group in (*groups, extra):
+                workers.map(partial(self._add_rows, [group]), rows)
         else:
-            add(slice(None))
+            rows = list(parts(len(self.cross), _ROWS))
+            jobs = [
+                partial(self._count, groups, extra, SERIAL),
+                *(partial(self._add_rows, [*groups, extra], some) for some in rows),
+            ]
+            workers.map(lambda job: job(), jobs)
+
+    def _count(self, groups: Sequence[Pairs], extra: Pairs, workers: Workers) -> None:
+        for group in groups:
+            self.statistics.add([seen for _, seen in group], (), workers)
+        self.statistics.add((), [seen for _, seen in extra], workers)
+
+    def _add_rows(self, groups: Sequence[Pairs], rows: slice) -> None:
+        """Add to rows of `cross`."""
+        xp = namespace(self.cross)
+        for group in groups:
+            if group:
+                difference = [x[:, rows] - seen[:, rows] for x, seen in group]
+                inputs = [seen for _, seen in group]
+                d, x = (of[0] if len(of) == 1 else xp.concatenate(of) for of in (difference, inputs))
+                self.cross[rows] += d.T @ x
