@@ -167,12 +167,12 @@ class ConversionPlan:
 
     @property
     def _kept_values(self) -> int:
-        """Bytes of the values of a layer that streams compute once if there are several."""
+        """Bytes of the values of a layer that are computed once, of the source and of one rounded stream at a time."""
         inputs = self.calibration
         if inputs is None or inputs.device is not None or self._streams == 1:
             return 0
         widest = max(kept_width(layer, inputs.native.decoder.width) for layer in inputs.layers)
-        return 4 * self._streams * inputs.samples.tokens.size * widest
+        return 2 * 4 * inputs.samples.tokens.size * widest
 
     @property
     def holds_values(self) -> bool:

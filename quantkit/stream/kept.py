@@ -16,7 +16,7 @@ from quantkit.forward.linears import LayerLinears
 from quantkit.stream.states import States
 
 HELD_BYTES = 128 << 20
-"""The values of all streams of a command stay in memory up to this size."""
+"""The values of the two streams that run through a layer at once stay in memory up to this size."""
 _READ_BY_LAST = ("attention.out", "mamba.out", "feed.down", "shared.down")
 
 

@@ -114,10 +114,11 @@ class RoundedStream:
         layer = self._rounded.decoder.layer(number)
         if layer.experts is None:
             self._rounded.advance(number, rounded)
-            return
-        self._n_experts = expert_count(layer.experts, layer.layer)
-        self._dense = self._rounded.weights(rounded, {})
-        self._routes = self._rounded.up_to_experts(number, self._dense, {})
+        else:
+            self._n_experts = expert_count(layer.experts, layer.layer)
+            self._dense = self._rounded.weights(rounded, {})
+            self._routes = self._rounded.up_to_experts(number, self._dense, {})
+        self._rounded.begin(number + 1)  # the next file's stream has room for its values
 
     def expert(self, number: int, expert: int) -> RoutedExpert:
         """An expert of layer `number` with the tokens that the rounded model sends to it, and its extra ones."""
