@@ -1,6 +1,7 @@
 """Which linears of a folder are quantized, and whether they fit its format."""
 
 import fnmatch
+import re
 from collections.abc import Container, Iterable, Sequence
 
 from quantkit.errors import UnsupportedError, UsageError
@@ -9,13 +10,17 @@ from quantkit.packed.formats import FolderRequest
 from quantkit.packed.registry import FORMATS
 from quantkit.quant.rounding import check_group
 
+_REGULAR = re.compile(r"[\\^$|()+]")
+
 
 def skipped_linears(linears: Sequence[Linear], patterns: Sequence[str]) -> dict[str, None]:
     """The names of the linears that are not quantized, in order. Raises UsageError if a pattern matches nothing."""
     for pattern in patterns:
         if not any(fnmatch.fnmatchcase(linear.name, _anywhere(pattern)) for linear in linears):
+            kind = "; a pattern with *, ? or [ matches the whole name, and a regular expression is not one"
             raise UsageError(
                 f"--skip {pattern} matches no linear of this model; a linear name is for example {linears[0].name}"
+                f"{kind if _is_whole(pattern) or _REGULAR.search(pattern) else ''}"
             )
     return {linear.name: None for linear in linears if linear.kept or _is_skipped(linear.name, patterns)}
 
@@ -49,4 +54,8 @@ def _is_skipped(name: str, patterns: Sequence[str]) -> bool:
 
 def _anywhere(pattern: str) -> str:
     """A plain word matches any part of a name, as in modules_to_not_convert."""
-    return pattern if any(letter in pattern for letter in "*?[") else f"*{pattern}*"
+    return pattern if _is_whole(pattern) else f"*{pattern}*"
+
+
+def _is_whole(pattern: str) -> bool:
+    return any(letter in pattern for letter in "*?[")

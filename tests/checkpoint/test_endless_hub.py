@@ -208,4 +208,4 @@ def test_a_list_with_an_absurd_small_file_is_refused_before_its_bytes(
     server: tuple[str, Hub, Endless], tmp_path: Path
 ) -> None:
     server[1].repos[REPO].stated_sizes["chat_template.jinja"] = 10**13
-    assert "10000.0 GB for chat_template.jinja" in refusal(server, tmp_path)
+    assert "10 TB for chat_template.jinja" in refusal(server, tmp_path)

@@ -245,7 +245,7 @@ REFUSED: dict[str, tuple[int, str, Callable[[Path], tuple[str | Path, ...]]]] = 
     "five bits": (2, "5 bits are not supported", lambda _: ("--bits", "5")),
     "no samples": (2, "--samples", lambda _: ("--samples", "0")),
     "samples of one token": (2, "--seq-len", lambda _: ("--seq-len", "1")),
-    "too little memory": (2, "--max-ram 0.01 GB", lambda _: ("--max-ram", "10M")),
+    "too little memory": (2, "--max-ram 10 MB is too small", lambda _: ("--max-ram", "10M")),
     "a name with a folder in it": (2, "is not a plain name", lambda _: ("--name", "../elsewhere")),
     "a size that is none": (2, "--max-shard-size", lambda _: ("--max-shard-size", "much")),
     "a GPU without torch": (2, "pip install", lambda _: ("--device", "cuda")),

@@ -268,7 +268,7 @@ def test_a_disk_too_small_is_told_before_anything_is_computed(tmp_path: Path, mo
     monkeypatch.setattr(shutil, "disk_usage", lambda _path: shutil._ntuple_diskusage(10**9, 10**9 - 1000, 1000))
     with (
         open_folder(tiny_llama(tmp_path / "model")) as engine,
-        pytest.raises(QuantkitError, match=r"for the hidden states of 5 windows, 0\.0 GB are free"),
+        pytest.raises(QuantkitError, match=r"for the hidden states of 5 windows, 1 kB are free"),
     ):
         engine.prepare(windows(700), tmp_path / "work", Recorded(lambda _done, _layers: pytest.fail("it began")))
 

@@ -256,6 +256,11 @@ def test_a_plan_knows_the_size_of_the_weight_files(source: Path, folders: dict[s
         (("-t", "fp8", "--group-size", "32"), "--group-size has no effect on fp8"),
         (("-t", "fp8", "--calibration", "text.txt"), "--calibration has no effect"),
         (("-t", "fp8", "--skip", "nothing_such"), "--skip nothing_such matches no linear"),
+        (
+            ("-t", "fp8", "--skip", ".*proj"),
+            "; a pattern with *, ? or [ matches the whole name, and a regular expression",
+        ),
+        (("-t", "fp8", "--skip", r"layers\.1"), "; a pattern with *, ? or [ matches the whole name, and a regular"),
         (("-t", "fp8", "--max-ram", "1M"), "--max-ram 1 MB is too small"),
     ],
 )
