@@ -38,7 +38,7 @@ def _heads(part: Attention, layer: Layer, x: Array, context: Context) -> Array:
     if part.latent:
         q, k, v, short = _latent(part, layer, x)
         gate = _gate(part, layer, x, len(q)) if part.gate else None
-        if part.indexer:
+        if part.indexer and part.indexer.layers(layer.config, layer.number):
             excluded = _excluded(part.indexer, part, layer, x, short, context)
     else:
         q, k, v, gate = _plain(part, layer, x, context)
@@ -254,20 +254,28 @@ def _latent(part: Attention, layer: Layer, x: Array) -> tuple[Array, Array, Arra
     config, weights, at, n = layer.config, layer.weights, layer.at + part.at, len(x)
     heads, rank = int(config["num_attention_heads"]), int(config["kv_lora_rank"])
     still, turning, value = (int(config[f"{key}_head_dim"]) for key in ("qk_nope", "qk_rope", "v"))
+    extra = part.latent_norms
+    eps = layer.eps if extra else _LATENT_EPS
     queries = x
     name = "q_proj"
     if config.get("q_lora_rank"):
         queries = weights.linear(at + "q_a_proj", x, int(config["q_lora_rank"]))
-        queries = layer.norm(at + "q_a_layernorm", queries, part.norm, _LATENT_EPS)
+        queries = layer.norm(at + "q_a_layernorm", queries, part.norm, eps)
+        if extra:
+            queries = queries * np.float32(extra.queries(config))
         name = "q_b_proj"
     q = weights.linear(at + name, queries, heads * (still + turning)).reshape(n, heads, -1).swapaxes(0, 1)
 
     joint = weights.linear(at + "kv_a_proj_with_mqa", x, rank + turning)
-    short = layer.norm(at + "kv_a_layernorm", joint[:, :rank], part.norm, _LATENT_EPS)
+    short = layer.norm(at + "kv_a_layernorm", joint[:, :rank], part.norm, eps)
+    if extra:
+        short = short * np.float32(extra.values(config))
     kv = weights.linear(at + "kv_b_proj", short, heads * (still + value)).reshape(n, heads, -1).swapaxes(0, 1)
 
     xp = namespace(x)
     k_turned, settings = joint[None, :, rank:], part.rope(config, layer.number)
+    if extra:
+        k_turned = layer.norm(at + extra.turned_key, k_turned, part.norm)
     if settings is not None:
         cos, sin = angles(settings, turning, x)
         q = xp.concatenate([q[..., :still], turn(q[..., still:], cos, sin, _pairs(part, config))], axis=-1)

@@ -22,6 +22,7 @@ class Indexer:
         pairs: which values rotate together, see `Attention`; as many as in attention, the first of a head.
         top: number of keys that a query attends to.
         own: whether a layer has an indexer; another layer uses the choice of the last layer before it that has.
+        layers: whether a layer attends to chosen keys at all.
     """
 
     at: str = "indexer."
@@ -34,6 +35,21 @@ class Indexer:
     width: Callable[[Config], int] = lambda config: int(config["index_head_dim"])
     top: Callable[[Config], int] = lambda config: int(config["index_topk"])
     own: Callable[[Config, int], bool] = lambda _config, _layer: True
+    layers: Callable[[Config, int], bool] = lambda _config, _layer: True
+
+
+@dataclass(frozen=True)
+class LatentNorms:
+    """Dots 3's latent attention: factors of the normed latents, and a norm of the rotated part of the key.
+
+    Attributes:
+        queries, values: the factors of the latent that queries come from, and of that of keys and values.
+        turned_key: the norm of what all heads' keys share, before it rotates.
+    """
+
+    queries: Callable[[Config], float]
+    values: Callable[[Config], float]
+    turned_key: str
 
 
 @dataclass(frozen=True)
@@ -94,6 +110,8 @@ class Attention:
         sinks: one score a head that takes part in the softmax and has no value, in layers that have the tensor.
         latent: DeepSeek's latent attention: queries, keys and values from short vectors; all heads share the rotated
             part of the key.
+        latent_norms: with latent attention, factors and a norm beside those of DeepSeek; the norms of the latents then
+            add the model's epsilon.
         indexer: with latent attention, what chooses the keys that a query attends to.
         blocks: without latent attention, what chooses the blocks of keys that a query attends to.
         value_norm: the norm of a value over its head.
@@ -133,6 +151,7 @@ class Attention:
     chunk: Callable[[Config, int], int | None] = lambda _config, _layer: None
     sinks: str | None = None
     latent: bool = False
+    latent_norms: LatentNorms | None = None
     indexer: Indexer | None = None
     blocks: BlockIndexer | None = None
     value_norm: Norm | None = None

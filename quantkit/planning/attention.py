@@ -112,11 +112,11 @@ def mla(d: Drawing, x: Tensor, layer: Layer) -> Tensor:
     """Multi-head latent attention: the cache holds one compressed vector per token (DeepSeek)."""
     shape, n, n_head = d.shape, d.n, layer.n_head
     mask: Tensor | None = None
-    rank = int(shape.number("attention.kv_lora_rank"))
+    rank = layer.rows("attn_kv_a_norm")
     rope = int(shape.number("rope.dimension_count"))
     if layer.has("attn_q_a.weight"):
         q = d.norm(d.linear(layer, "attn_q_a", x), "attn_q_a_norm", layer.tensors)
-        mask = indexed_mask(d, x, q, layer) if shape.index_width else None
+        mask = indexed_mask(d, x, q, layer) if shape.index_width and not layer.slides else None
         q = d.linear(layer, "attn_q_b", q)
     else:
         q = d.linear(layer, "attn_q", x)
@@ -125,7 +125,8 @@ def mla(d: Drawing, x: Tensor, layer: Layer) -> Tensor:
     whole = d.linear(layer, "attn_kv_a_mqa", x)
     width = (rank + rope) * F32
     turned = d.rope if _has_rope(d) else _as_it_is
-    k_rope = turned(view(whole, (rope, 1, n), (width, width)))
+    k_rope = view(whole, (rope, 1, n), (width, width))
+    k_rope = turned(d.norm(k_rope, "attn_k_norm", layer.tensors) if layer.has("attn_k_norm.weight") else k_rope)
     squeezed = d.norm(view(whole, (rank, n), (width,)), "attn_kv_a_norm", layer.tensors)
     if shape.is_mla:
         q_rope = turned(view(q, (rope, n_head, n), (head * F32, head * n_head * F32)))
@@ -147,8 +148,12 @@ def mla(d: Drawing, x: Tensor, layer: Layer) -> Tensor:
     if layer.has("attn_gate.weight"):
         gate = d.linear(layer, "attn_gate", x)
         if gate.shape[0] == n_head:
-            by_head = (layer.rows("attn_v_b"), n_head, n)
-            out = fresh(out.shape, same(view(out, by_head), same(view(gate, (1, n_head, n)))))
+            by_head, of_heads = view(out, (layer.rows("attn_v_b"), n_head, n)), (1, n_head, n)
+            if shape.traits.kimi_delta:
+                # the graph of bailingmoe3 copies the product
+                out = fresh(out.shape, same(by_head, same(view(gate, of_heads))))
+            else:
+                out = view(same(by_head, view(same(gate), of_heads)), out.shape)
         else:
             out = same(out, same(gate))
     return d.linear(layer, "attn_output", out)

@@ -50,6 +50,8 @@ UNPACKED = {"falcon-mamba", "jamba", "mamba", "mamba-silent-rank", "mamba2", "ma
 UNPACKED |= {"jais", "jais-13b", "laguna", "laguna-plain", "muse-glimmer", "muse-glimmer-plain", "phimoe"}
 UNPACKED |= {
     "bamba",
+    "dots3",
+    "dots3-later-token",
     "kimi-k3",
     "kimi-linear",
     "lfm2-colbert",

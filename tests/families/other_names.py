@@ -38,6 +38,7 @@ class Other:
 
 OTHER_NAMES: Mapping[str, Other] = {
     "BloomModel": Other("bloom", {"transformer.": ""}),
+    "Dots3NoteForConditionalGeneration": Other("dots3"),
     "Ernie4_5_ForCausalLM": Other("ernie4.5"),
     "Gemma3nForConditionalGeneration": Other(
         "gemma3n", {"model.": "model.language_model."}, {"model_type": "gemma3n"}, nested=True

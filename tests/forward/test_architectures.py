@@ -56,6 +56,7 @@ def test_every_architecture_of_the_reference_is_compared() -> None:
         "LLaMAForCausalLM",
         "StableLMEpochForCausalLM",
         "LFM2ForCausalLM",
+        "Dots3NoteForConditionalGeneration",
         "Ernie4_5_ForCausalLM",
         "MptForCausalLM",
         "MambaLMHeadModel",

@@ -85,6 +85,7 @@ SMOLLM_SPECIAL = [
 
 _SPECIAL = {"llama3": LLAMA3_SPECIAL, "smollm": SMOLLM_SPECIAL, "glm": [*SMOLLM_SPECIAL, "<|user|>"]}
 _SPECIAL["glm-4.5"] = [*SMOLLM_SPECIAL, "[gMASK]", "<|user|>", "<|observation|>"]
+_SPECIAL["dots3"] = [*SMOLLM_SPECIAL, "<|endofassistant|>"]
 _SPECIAL["solar"] = [*SMOLLM_SPECIAL, "<|startoftext|>", "<unk>"]
 
 _CHATML = (

@@ -21,7 +21,7 @@ def write_tokenizer(folder: Path, style: str) -> None:
 
     The others are byte-level.
     """
-    if style in ("smollm", "glm", "glm-4.5", "solar"):
+    if style in ("smollm", "glm", "glm-4.5", "dots3", "solar"):
         write_byte_level_bpe(folder, style, VOCAB)
     elif style == "wordpiece":
         write_wordpiece(folder, VOCAB)
