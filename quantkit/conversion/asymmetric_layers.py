@@ -10,7 +10,7 @@ import numpy as np
 
 from quantkit.conversion.gguf_layers import FeedbackRounder, RoundedInput
 from quantkit.conversion.gguf_matrices import Array
-from quantkit.forward.linears import AFTER_EXPERTS, Input, LayerLinears
+from quantkit.forward.linears import Input, LayerLinears
 from quantkit.gguf.blocks import FORMATS
 from quantkit.imatrix.names import LinearKey
 from quantkit.quant.fold import matrix
@@ -37,7 +37,7 @@ class AsymmetricRounder(FeedbackRounder):
     def quantize(
         self, layer: LayerLinears, expert: int | None, tensors: Mapping[str, Array], sums: Mapping[str, Statistics]
     ) -> None:
-        if layer.inputs and all(entry.key == AFTER_EXPERTS for entry in layer.inputs):
+        if layer.is_after_experts:
             return
         moves = dict(self.moves(layer, expert, tensors, sums)) if self.plan.request.reorder else {}
         others = {output.label for output in self.plan.outputs}.difference(self.streams)

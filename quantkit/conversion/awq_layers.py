@@ -55,7 +55,7 @@ class AwqQuantizer(LayerQuantizer):
                 self._fold(layer, fold, expert, tensors, self._scale(searched, factored, sums[entry.key], ties))
             if linears:
                 self.round(tensors, linears, factored, Received(sums[entry.key]), scale=self._scales.get(entry.key))
-        self.write_kept(tensors, inputs)
+        self.write_kept(tensors, layer)
         if self.follower is not None:
             self._round_received(inputs, tensors, sums)
 
@@ -134,7 +134,7 @@ class NearestAwqQuantizer(AwqQuantizer):
         for fold in layer.folds:
             if fold.input in keys if isinstance(fold, RowFold) else expert is None:
                 self._search_and_fold(layer, fold, expert, tensors, sums)
-        self.write_kept(tensors, inputs)
+        self.write_kept(tensors, layer)
         for entry in inputs:
             gram, scale = _gram(sums, entry.key), self._scales.get(entry.key)
             if scale is not None:

@@ -1,7 +1,8 @@
 """What the quantizers of a layer share: they quantize its linears, pack them, write them and measure their errors."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -68,6 +69,10 @@ class LayerQuantizer:
     def quantize(self, layer: LayerLinears, expert: int | None, tensors: Tensors, sums: Sums) -> None:
         """Quantize and write the linears of one routed expert, or with None all others of the layer."""
         raise NotImplementedError
+
+    @cached_property
+    def _quantized_weights(self) -> set[str]:
+        return {linear.name + linear.form.weight for linear in self.plan.quantized.values()}
 
     def quantized(self, entry: Input) -> list[Linear]:
         """The linears of an input that are quantized."""
@@ -197,11 +202,12 @@ class LayerQuantizer:
         if self.propagate or self.follower is not None:
             matrix(tensors, linear)[:] = rounded
 
-    def write_kept(self, tensors: Tensors, inputs: Iterable[Input]) -> None:
-        """Write every tensor except the weights of quantized linears."""
-        weights = {linear.name + linear.form.weight for entry in inputs for linear in self.quantized(entry)}
+    def write_kept(self, tensors: Tensors, layer: LayerLinears) -> None:
+        """Write every tensor of a part of a layer except the weights of quantized linears."""
+        if layer.is_after_experts:
+            return  # written with the part before the experts
         for name, values in tensors.items():
-            if name not in weights:
+            if name not in self._quantized_weights:
                 self._write(name, values)
                 if self.follower is not None:
                     values[:] = self.writer.as_stored(name, values)

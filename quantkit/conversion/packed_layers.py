@@ -40,7 +40,7 @@ class GptqQuantizer(LayerQuantizer):
     def quantize(self, layer: LayerLinears, expert: int | None, tensors: Tensors, sums: Sums) -> None:
         request, inputs = self.plan.request, [entry for entry in layer.inputs if entry.expert == expert]
         tensors = self.begin_part(layer, expert, tensors)
-        self.write_kept(tensors, inputs)
+        self.write_kept(tensors, layer)
         for entry in inputs:
             linears = self.quantized(entry)
             if linears:
@@ -59,7 +59,7 @@ class PointsQuantizer(LayerQuantizer):
         folder_format, inputs = self.plan.format, [entry for entry in layer.inputs if entry.expert == expert]
         assert isinstance(folder_format, PointsFormat)
         tensors = self.begin_part(layer, expert, tensors)
-        self.write_kept(tensors, inputs)
+        self.write_kept(tensors, layer)
         for entry in inputs:
             linears = self.quantized(entry)
             if linears:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from quantkit.forward.arrays import Array, device, fetch, place
-from quantkit.forward.linears import AFTER_EXPERTS, Input, LayerLinears
+from quantkit.forward.linears import Input, LayerLinears
 from quantkit.stream.rounded import RoundedStream
 from quantkit.stream.routing import RoutedExpert
 from quantkit.stream.statistics import Statistics
@@ -43,7 +43,7 @@ class RoundedInputs:
         self._rounded = {name: np.array(values) for name, values in tensors.items()}
         self._expert: RoutedExpert | None = None
         # what the linear back from a latent reads is known when the rounded stream has left the layer
-        self._is_late = bool(layer.inputs) and all(entry.key == AFTER_EXPERTS for entry in layer.inputs)
+        self._is_late = layer.is_after_experts
         if expert is not None:
             self._expert = self.stream.expert(layer.number, expert)
         return self._rounded

@@ -1,5 +1,6 @@
 """The linears of a layer as data: which share an input, and which preceding norm or linear can absorb a scale."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from quantkit.forward.parts import Form
@@ -80,6 +81,20 @@ class LayerLinears:
     number: int
     inputs: tuple[Input, ...]
     folds: tuple[NormFold | RowFold, ...]
+
+    @property
+    def is_after_experts(self) -> bool:
+        """Whether this is the part of a layer that is known when all of its experts have run."""
+        return bool(self.inputs) and all(entry.key == AFTER_EXPERTS for entry in self.inputs)
+
+    def without(self, inputs: Collection[Input]) -> "LayerLinears":
+        """The layer without some inputs and the folds for them."""
+        keys = {entry.key for entry in inputs}
+        folds = [
+            fold for fold in self.folds if keys.isdisjoint(fold.inputs if isinstance(fold, NormFold) else (fold.input,))
+        ]
+        left = tuple(entry for entry in self.inputs if entry.key not in keys)
+        return LayerLinears(self.number, left, tuple(folds))
 
     def find(self, key: str) -> Input:
         """The layer's input with this key."""

@@ -34,7 +34,7 @@ class Stream(ExpertStates):
         self.begin(number)
         linears = self.linears(number)
         late = tuple(entry for entry in linears.inputs if entry.key == AFTER_EXPERTS and watcher)
-        first = replace(linears, inputs=tuple(entry for entry in linears.inputs if entry not in late))
+        first = linears.without(late)
         dense = tuple(entry for entry in first.inputs if entry.expert is None and watcher)
         tensors = self.reader.layer(number)
         weights = self.weights(tensors, keys_of(dense), halves=bool(watcher))

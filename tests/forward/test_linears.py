@@ -287,6 +287,7 @@ def test_routers_and_gates_of_shared_experts_are_kept_and_nothing_else_is() -> N
                     } or last.startswith(
                         (
                             "block_sparse_moe.gate",
+                            "block_sparse_moe.primary_router",
                             "block_sparse_moe.router",
                             "linear_attn.in_proj_a",
                             "linear_attn.in_proj_b",
