@@ -57,6 +57,8 @@ def card(
         raise UsageError(f"--base-model {base_model!r} is not a hub id; write ORG/NAME or modelscope:ORG/NAME")
     if repo is not None and not is_hub_id(repo):
         raise UsageError(f"--repo {repo!r} is not a hub id; write ORG/NAME")
+    if folder.is_file():
+        raise UsageError(f"{folder} is a file; pass the folder that it is in")
     if not folder.is_dir():
         raise UsageError(f"folder {folder} not found; pass a NAME-GGUF, NAME-AWQ or NAME-GPTQ folder")
     kind = kind_of_folder(folder)

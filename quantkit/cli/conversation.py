@@ -39,11 +39,15 @@ def talk(conversation: Conversation, out: Out, max_tokens: int) -> None:
     while True:
         try:
             text = _read()
+            text.encode()  # raises UnicodeError for bytes that Python kept
         except EOFError:
             print()
             return
         except KeyboardInterrupt:
             print()
+            continue
+        except UnicodeError:
+            out.warn("this line is not UTF-8 text; type it again, or set the terminal to UTF-8")
             continue
         command, _, argument = text.strip().partition(" ")
         if command in ("/bye", "/exit", "/quit"):

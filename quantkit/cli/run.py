@@ -117,7 +117,11 @@ def _require_text(prompt: str) -> None:
 def _single_prompt(prompt: str | None, out: Out) -> str | None:
     """The prompt of -p or of a pipe; None for a conversation. Raises UsageError for an empty prompt."""
     if prompt is None and not sys.stdin.isatty():
-        prompt = sys.stdin.read().removesuffix("\n")
+        try:
+            prompt = sys.stdin.read().removesuffix("\n")
+            prompt.encode()  # raises UnicodeError for bytes that Python kept
+        except UnicodeError:
+            raise UsageError("standard input is not UTF-8 text; pass the prompt as UTF-8") from None
         _require_text(prompt)
     if prompt is None and out.format != Format.human:
         raise UsageError(f"--format {out.format.value} needs a single prompt; pass one with -p TEXT")

@@ -42,6 +42,14 @@ def test_the_answer_alone_goes_to_stdout_however_it_is_asked(here: Path) -> None
     assert piped.stdout.decode() == answer.stdout
 
 
+@pytest.mark.parametrize("strict", ["utf-8:strict", "utf-8:surrogateescape"])
+def test_a_prompt_that_is_not_utf8_is_one_sentence(here: Path, strict: str) -> None:
+    words = command("run", "model.gguf", *GREEDY)
+    piped = run_process(words, input=b"caf\xe9\n", cwd=here, env={**os.environ, "PYTHONIOENCODING": strict})
+    assert piped.returncode == 2 and not piped.stdout
+    assert b"standard input is not UTF-8 text; pass the prompt as UTF-8" in piped.stderr
+
+
 def test_a_model_without_a_template_goes_on_with_the_text_and_says_so(here: Path) -> None:
     plain = quantkit("run", "plain.gguf", "-p", "Hello", *GREEDY, cwd=here)
     assert plain.code == 0 and "has no chat template" in plain.stderr
