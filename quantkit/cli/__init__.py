@@ -73,6 +73,14 @@ class _Commands(TyperGroup):
 class _Command(TyperCommand):
     """A command whose help shows its options under the headings that they name (typer's `rich_help_panel`)."""
 
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except typer.BadParameter as error:
+            # what pydantic, by which typer reads values, puts before its sentence on a choice
+            error.message = error.message.removeprefix("Value error, ")
+            raise
+
     def format_options(self, ctx: Any, formatter: Any) -> None:
         headings: dict[str, list[tuple[str, str]]] = {"Arguments": [], "Options": []}
         for parameter in self.get_params(ctx):

@@ -198,6 +198,8 @@ def test_wrong_words_are_wrong_usage(sound: Path, tmp_path: Path) -> None:
         assert answer.code == 2, (words, answer.stderr)
         assert expected in answer.sentence
     nothing_final(tmp_path)
+    choice = quantkit("gguf", sound, "--mtp", "none")
+    assert choice.code == 2 and "Invalid value for '--mtp': 'none' is not one of 'keep'" in choice.stderr
     assert quantkit("gguf").code == 2
     assert quantkit("nonsense").code == 2
 
