@@ -61,6 +61,7 @@ UNPACKED |= {
     "minimax-m3-text",
     "smallthinker",
     "smallthinker-plain",
+    "spark-x2.5",
     "step3.5",
     "step3.5-plain",
     "step3.7",

@@ -83,6 +83,7 @@ NO_CLASS: dict[str, tuple[str, ...]] = {
         "QWenLMHeadModel",
         "RWKV7ForCausalLM",
         "SmallThinkerForCausalLM",
+        "Spark2_5ForCausalLM",
         "Rwkv6ForCausalLM",
         "Rwkv7ForCausalLM",
         "SarvamMoEForCausalLM",

@@ -241,6 +241,13 @@ WITHOUT_CLASS = {
         vocab_size=262144,
     ),
     "Kimi K3": kimi_k3(32),
+    "Spark X2.5 1.7B": of_size(
+        *("spark-x2.5", 2560, 8192, 28, 16),
+        head_dim=256,
+        layer_types=[("full" if layer % 4 == 3 else "sliding") + "_attention" for layer in range(28)],
+        num_key_value_heads=4,
+        vocab_size=131072,
+    ),
     "SmallThinker 21B-A3B": of_size(
         *("smallthinker", 2560, 768, 52, 28),
         head_dim=128,
