@@ -36,13 +36,17 @@ _GPTQ: Mapping[str, tuple[str, ...]] = {
     "gptq --asym": ("gptq", "--asym"),
     "gptq --no-static-groups": ("gptq", "--no-static-groups"),
 }
-FORMATS: Mapping[str, tuple[str, ...]] = {"awq": _AWQ, **_GPTQ}
-EVERYWHERE = [(model, kind) for model in ("llama", "qwen2", "qwen2moe", "qwen3moe") for kind in FORMATS]
+_BEST = {f"{method} --quality best": (method, "--quality", "best") for method in ("awq", "gptq")}
+FORMATS: Mapping[str, tuple[str, ...]] = {"awq": _AWQ, **_GPTQ, **_BEST}
+EVERYWHERE = [(model, kind) for model in ("llama", "qwen2", "qwen2moe", "qwen3moe") for kind in ("awq", *_GPTQ)]
 LOADED: Mapping[str, tuple[str, list[tuple[str, str]]]] = {
     # library -> environment, (model, format)
     "gptqmodel": ("gptqmodel", EVERYWHERE),
     "autoawq": ("autoawq", [("llama", "awq"), ("mixtral", "awq")]),
-    "transformers": ("gptqmodel", [pair for pair in EVERYWHERE if pair[0] in ("llama", "qwen2")]),
+    "transformers": (
+        "gptqmodel",
+        [pair for pair in EVERYWHERE if pair[0] in ("llama", "qwen2")] + [("llama", kind) for kind in _BEST],
+    ),
 }
 
 Written = Callable[[str, str], Path]
