@@ -98,7 +98,8 @@ def _latent(part: Attention, layer: LayerNames) -> Part:
     first = Linear(at + "q_a_proj", hidden, short) if short else Linear(at + "q_proj", hidden, n_queries)
     readers, of_queries = _indexer(part.indexer, layer, at, short)
     if part.gate:
-        readers += (Linear(at + part.gate, hidden, part.gate_width(config, heads), part.form),)
+        per_head = part.gate_per_head(config)
+        readers += (Linear(at + part.gate, hidden, part.gate_width(config, heads), part.form, kept=per_head),)
     inputs = [Input("attention", (first, joint, *readers))]
     norms = []
     if short:
