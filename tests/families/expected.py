@@ -124,7 +124,7 @@ def compute(names: list[str], folder: Path) -> dict[str, Expected]:
 def _compute(names: list[str], folder: Path, peer: Peer) -> dict[str, Expected]:
     environment = peer.environment()
     environment["PYTHONPATH"] = f"{environment['PYTHONPATH']}:{peer.source}:{REPOSITORY}"
-    if any((case := all_cases()[name][1]).reference and not case.newest for name in names):
+    if any((all_cases()[name][1].reference or "").startswith("rwkv") for name in names):
         environment["PYTHONPATH"] += "".join(f":{fetch_pypi(*package)}" for package in RWKV)
     command = [str(peer.python), "-m", "tests.families.with_transformers", str(folder), "--convert", *names]
     done = subprocess.run(command, env=environment, cwd=REPOSITORY, capture_output=True, text=True, check=False)

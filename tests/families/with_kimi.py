@@ -8,15 +8,14 @@ tests/families/with_transformers.py calls this.
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import torch
 from torch.nn.functional import conv1d, embedding, linear, rms_norm, silu
 from transformers.models.kimi_linear.modeling_kimi_linear import recurrent_kimi_delta_attention
 
 from tests.families.models import TOKENS, Case, weight
 from tests.families.models.kimi import layout
+from tests.families.without_transformers import Made
 
-Made = tuple[dict[str, Any], dict[str, np.ndarray], np.ndarray, dict[str, Any]]
 # transformers' constant for the norms within latent attention
 _LATENT_EPS = 1e-6
 

@@ -7,14 +7,12 @@ tests/families/expected.py puts both packages on the path; tests/families/with_t
 import os
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
 from tests.families.models import TOKENS, Case, weight
-
-Made = tuple[dict[str, Any], dict[str, np.ndarray], np.ndarray, dict[str, Any]]
+from tests.families.without_transformers import Made
 
 
 def rwkv7(case: Case) -> Made:

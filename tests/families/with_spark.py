@@ -8,23 +8,17 @@ tests/families/with_transformers.py calls this.
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import torch
 from torch.nn.functional import embedding, gelu, linear, rms_norm, scaled_dot_product_attention
 
-from tests.families.models import TOKENS, Case, weight
+from tests.families.models import TOKENS, Case
 from tests.families.models.spark import layout
-
-Made = tuple[dict[str, Any], dict[str, np.ndarray], np.ndarray, dict[str, Any]]
+from tests.families.without_transformers import Made, made_in_torch
 
 
 def spark(case: Case) -> Made:
     """Spark X2.5 under its published names."""
-    config = dict(case.config)
-    tensors = {name: weight(case.seed, name, shape) for name, shape in layout(config).items()}
-    with torch.no_grad():
-        logits = _logits({name: torch.from_numpy(values) for name, values in tensors.items()}, config).numpy()
-    return config, tensors, logits, {"config": config, "layout": {name: list(v.shape) for name, v in tensors.items()}}
+    return made_in_torch(case, layout(case.config), _logits)
 
 
 def _logits(w: Mapping[str, torch.Tensor], config: Mapping[str, Any]) -> torch.Tensor:
