@@ -13,7 +13,6 @@ from gguf import GGMLQuantizationType, GGUFReader
 
 from demo.safetensors_file import write_safetensors
 from quantkit.checkpoint import open_checkpoint
-from quantkit.errors import PassingError
 from quantkit.families.base.native import Native
 from quantkit.gguf.blocks import FORMATS
 from quantkit.gguf.kernels import dequantize_rows, quantize_rows
@@ -23,6 +22,7 @@ from quantkit.stream.stream import Stream
 from quantkit.texts.samples import SampleRequest, load_samples
 from tests.families.expected import write_checkpoint
 from tests.helpers.command import quantkit
+from tests.helpers.stopping import stops_at_layer
 from tests.helpers.tiny import tiny_llama
 
 Q4_1 = GGMLQuantizationType.Q4_1
@@ -176,9 +176,7 @@ def test_files_without_types_that_are_fed_back_are_what_they_are_alone(
     ("model", "quality"),
     [pytest.param("llama3", "best", marks=pytest.mark.full), ("mixtral", "high"), ("mixtral", "best")],
 )
-def test_bytes_do_not_depend_on_threads_or_on_a_stop(
-    model: str, quality: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_bytes_do_not_depend_on_threads_or_on_a_stop(model: str, quality: str, tmp_path: Path) -> None:
     if model == "llama3":
         source = tiny_llama(tmp_path / "model", variant="llama3", hidden=288, intermediate=512)
     else:
@@ -190,15 +188,8 @@ def test_bytes_do_not_depend_on_threads_or_on_a_stop(
     expected = hashes(tmp_path / "1")
     assert expected
     assert all(hashes(tmp_path / threads) == expected for threads in counts)
-    run, stopped = Stream.layer, tmp_path / "stopped"
-
-    def stop_at_the_second(stream: Stream, number: int, *rest: Any) -> None:
-        if number == 1:
-            raise PassingError("the disk is away")
-        run(stream, number, *rest)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(Stream, "layer", stop_at_the_second)
+    stopped = tmp_path / "stopped"
+    with stops_at_layer(1):
         assert quantkit(*words, "-o", stopped).code != 0
     assert list(stopped.glob("*.partial"))
     answer = quantkit(*words, "-o", stopped, "--format", "json")
@@ -206,7 +197,7 @@ def test_bytes_do_not_depend_on_threads_or_on_a_stop(
     assert hashes(stopped) == expected
 
 
-def test_reordered_neurons_compute_the_same_and_are_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reordered_neurons_compute_the_same_and_are_recorded(tmp_path: Path) -> None:
     source = tiny_llama(tmp_path / "model", variant="llama3", hidden=128, intermediate=512)
     assert quantkit("gguf", source, "-t", "f32", "-o", tmp_path / "exact", "--no-logits").code == 0
     words = ("gguf", source, "-t", "q6_k", "-t", "q4_0", "--solver", "feedback", *CUT, "--reorder-neurons")
@@ -235,16 +226,9 @@ def test_reordered_neurons_compute_the_same_and_are_recorded(tmp_path: Path, mon
     assert {kind: reordered_key(path) for kind, path in paths.items()} == {"Q4_0": None, "Q6_K": True}
     assert moved["Q6_K"] == sorted(f"blk.{layer}.ffn_{p}.weight" for layer in (0, 1) for p in ("down", "gate", "up"))
     assert {check["status"] for check in outputs_of[paths["Q6_K"].stem]["checks"]} == {"passed"}
-    run, stopped = Stream.layer, tmp_path / "stopped"
-
-    def stop_at_the_second(stream: Stream, number: int, *rest: Any) -> None:
-        if number == 1:
-            raise PassingError("the disk is away")
-        run(stream, number, *rest)
-
+    stopped = tmp_path / "stopped"
     for lost in (False, True):
-        with monkeypatch.context() as patched:
-            patched.setattr(Stream, "layer", stop_at_the_second)
+        with stops_at_layer(1):
             assert quantkit(*words, "-o", stopped, "--force").code != 0
         (orders,) = stopped.rglob("neurons-0.npz")
         if lost:
@@ -324,20 +308,10 @@ def test_weights_on_a_lattice_keep_it_when_neurons_move(quality: str, tmp_path: 
     assert (groups == groups[:, :1]).all()
 
 
-def test_a_lost_partial_file_starts_the_layers_over(
-    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_lost_partial_file_starts_the_layers_over(source: Path, tmp_path: Path) -> None:
     words = ("gguf", source, "-t", "q4_0", "--solver", "feedback", *CUT, "--no-logits")
     assert quantkit(*words, "-o", tmp_path / "whole").code == 0
-    run = Stream.layer
-
-    def stop_at_the_second(stream: Stream, number: int, *rest: Any) -> None:
-        if number == 1:
-            raise PassingError("the disk is away")
-        run(stream, number, *rest)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(Stream, "layer", stop_at_the_second)
+    with stops_at_layer(1):
         assert quantkit(*words, "-o", tmp_path / "lost").code != 0
     (partial,) = (tmp_path / "lost").rglob("*.gguf.partial")
     partial.unlink()

@@ -13,7 +13,6 @@ import pytest
 from quantkit.checkpoint import open_checkpoint
 from quantkit.conversion import run as run_module
 from quantkit.conversion.layer_quantizer import LayerQuantizer
-from quantkit.errors import PassingError
 from quantkit.families import reference_logits
 from quantkit.families.base.native import Native
 from quantkit.forward.linears import LayerLinears, RowFold
@@ -23,11 +22,11 @@ from quantkit.outputs.packed_folders import FolderRequest
 from quantkit.packed.reader import open_quantized
 from quantkit.quant.factor import SHRINK, usual_damp
 from quantkit.quant.grid import Array, Grid
-from quantkit.stream.stream import Stream
 from quantkit.texts.samples import SampleRequest, load_samples
 from tests.conversion.test_calibrated import hashes, planned, samples, written
 from tests.forward.test_torch import run_with_torch
 from tests.helpers.command import quantkit
+from tests.helpers.stopping import stops_at_layer
 from tests.helpers.tiny import tiny_llama
 
 CUT = ("--samples", "12", "--seq-len", "64")
@@ -196,7 +195,7 @@ def test_the_best_quality_on_tensors_of_torch_leaves_logits_as_near(
 
 
 def test_a_stopped_run_resumes_at_the_layer_and_folders_do_not_depend_on_each_other(
-    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    source: Path, tmp_path: Path
 ) -> None:
     words = ("--group-size", "32", "--quality", "best", *CUT, "--no-logits", "--threads", "1")
     both = ("convert", source, "-t", "awq", "-t", "gptq", *words)
@@ -204,15 +203,8 @@ def test_a_stopped_run_resumes_at_the_layer_and_folders_do_not_depend_on_each_ot
     assert quantkit("gptq", source, *words, "-o", tmp_path / "one").code == 0
     expected = hashes(tmp_path / "both")
     assert hashes(tmp_path / "one") == {name: value for name, value in expected.items() if "GPTQ" in name}
-    run, stopped = Stream.layer, tmp_path / "stopped"
-
-    def stop_at_the_second(stream: Stream, number: int, *rest: Any) -> None:
-        if number == 1:
-            raise PassingError("the disk is away")
-        run(stream, number, *rest)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(Stream, "layer", stop_at_the_second)
+    stopped = tmp_path / "stopped"
+    with stops_at_layer(1):
         assert quantkit(*both, "-o", stopped).code != 0
     answer = quantkit(*both[:-1], "3", "-o", stopped, "--format", "json")
     assert json.loads(answer.stdout)["resumed_layers"] == 1
