@@ -69,10 +69,13 @@ SERVICE=1 WAKE_LOCK=1 BOOT=1
 DRY_RUN='' ANYWAY='' UNINSTALL=''
 MARK='# made by quantkit termux'
 
-usage() {
-  cat <<'END'
-usage: termux.sh [options]
+# The name of this file, for messages; a script that is piped into bash has none.
+SELF=${BASH_SOURCE[0]:-termux.sh}
+SELF=${SELF##*/}
 
+usage() {
+  printf 'usage: %s [options]\n\n' "$SELF"
+  cat <<'END'
   --model NAME        pull this model with Ollama: NAMESPACE/MODEL:TAG
   --gguf URL|FILE     download this GGUF, or use the file of this name on the phone
   --size BYTES        size of the model, if the script does not know it
@@ -96,12 +99,12 @@ step() { printf '\n== %s\n' "$*"; }
 warn() { printf 'note: %s\n' "$*" >&2; }
 
 die() {
-  printf 'termux.sh: %s\n' "$*" >&2
+  printf '%s: %s\n' "$SELF" "$*" >&2
   exit 1
 }
 
 wrong() {
-  printf 'termux.sh: %s\n' "$*" >&2
+  printf '%s: %s\n' "$SELF" "$*" >&2
   exit 2
 }
 

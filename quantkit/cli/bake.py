@@ -62,8 +62,8 @@ def bake(
     from quantkit.recipes.bake.result import Options
     from quantkit.recipes.bake.several import bake_in_turn, bake_on_cluster, require_unique_names
 
-    overrides = [*(settings or ()), *([f"model.source={json.dumps(_absolute(source))}"] if source is not None else ())]
-    opened = [read_recipe(path, overrides) for path in recipes]
+    source = None if source is None else _absolute(source)
+    opened = [read_recipe(path, settings or (), source) for path in recipes]
     require_unique_names(opened)
     steps = tuple(str(step) for step in only or ())
     if "push" in steps and not push:
@@ -79,6 +79,7 @@ def bake(
     if ray is None:
         bakes = bake_in_turn(opened, options, BakeProgress(out), out.warn)
     else:
+        overrides = [*(settings or ()), *([f"model.source={json.dumps(source)}"] if source is not None else ())]
         bakes = bake_on_cluster(opened, options, overrides, ray, BakeProgress(out, indent=""), out.warn)
     for document in bakes.documents:
         show_baked(document, out)

@@ -29,12 +29,12 @@ EXIT_CODES: dict[type[BaseException], int] = {
     OSError: 1,
 }
 
-_INTERRUPTED = "interrupted; run the same command again to resume a conversion or a measurement"
+INTERRUPTED = "interrupted; run the same command again to resume a conversion or a measurement"
 
 MESSAGES: dict[type[BaseException], Callable[[BaseException], str]] = {
     QuantkitError: str,
-    Interrupted: lambda _: _INTERRUPTED,
-    KeyboardInterrupt: lambda _: _INTERRUPTED,
+    Interrupted: lambda _: INTERRUPTED,
+    KeyboardInterrupt: lambda _: INTERRUPTED,
     MemoryError: lambda _: "out of memory; set a limit with --max-ram, or use fewer --threads",
     OSError: lambda error: (
         f"{getattr(error, 'filename', None) or 'input or output'}: {getattr(error, 'strerror', error)}"

@@ -5,16 +5,19 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
+from quantkit.cli.errors import INTERRUPTED
 from quantkit.scratch import drop_all_scratch
 from quantkit.system.processes import end_children
 
 _SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 _AGAIN_SECONDS = 0.02
+_CURSOR_ON_A_NEW_LINE = "\n\x1b[?25h"
+"""For a terminal on which a progress bar has hidden the cursor."""
 
 
 class Terminated(KeyboardInterrupt):
@@ -26,9 +29,15 @@ class Terminated(KeyboardInterrupt):
 
 @dataclass
 class Received:
-    """The number of the signal that interrupts the command; None until one comes."""
+    """The signal that interrupts the command.
+
+    Attributes:
+        number: the signal's number; None until one comes.
+        unwound: the command has ended, and its caller prints the sentence.
+    """
 
     number: int | None = None
+    unwound: bool = False
 
 
 @contextmanager
@@ -44,6 +53,8 @@ def interruptible() -> Iterator[Received]:
         if received.number is not None:
             end_children()
             drop_all_scratch()
+            if not received.unwound:
+                _print_interrupted()
             os._exit(128 + number)
         received.number = number
         raise KeyboardInterrupt if number == signal.SIGINT else Terminated(number)
@@ -67,6 +78,7 @@ def interruptible() -> Iterator[Received]:
     try:
         yield received
     finally:
+        received.unwound = True
         sys.unraisablehook = dropped
         for timer in later:
             timer.cancel()
@@ -75,6 +87,13 @@ def interruptible() -> Iterator[Received]:
         # after an interrupt the process is about to end, and a second one must not reach python's own handler
         for number in () if received.number is not None else handled:
             signal.signal(number, before[number])
+
+
+def _print_interrupted() -> None:
+    """Print the sentence of an interrupt past Python's buffers, which a signal's handler must not use."""
+    with suppress(OSError):
+        line = f"quantkit: {INTERRUPTED}\n"
+        os.write(2, ((_CURSOR_ON_A_NEW_LINE if os.isatty(2) else "") + line).encode())
 
 
 def _send_to_main_thread(number: int) -> None:

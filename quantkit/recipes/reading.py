@@ -16,7 +16,7 @@ from quantkit.system.python import tomllib
 
 @dataclass(frozen=True)
 class Layer:
-    """One file, or one `--set`.
+    """One file, one `--set`, or the `--source`.
 
     Attributes:
         label: the name that errors give it.
@@ -65,14 +65,17 @@ class Opened:
         return _get(self.table, keys)
 
 
-def open_recipe(path: Path, settings: Sequence[str] = ()) -> Opened:
+def open_recipe(path: Path, settings: Sequence[str] = (), source: str | None = None) -> Opened:
     """Read a recipe file; `settings` are `KEY=VALUE` texts that override its keys (`calibration.samples=8`).
+
+    `source` overrides all of them in model.source.
 
     Raises:
         UsageError: a file is unreadable or not TOML; a key is unknown; a value is wrong; `extends` forms a cycle. The
             message names file and line.
     """
-    layers = [*(_setting(text) for text in reversed(settings)), *_chain(path)]
+    given = [] if source is None else [_source(source)]
+    layers = [*given, *(_setting(text) for text in reversed(settings)), *_chain(path)]
     merged: dict[str, Any] = {}
     for layer in reversed(layers):
         mistake = check_table(layer.table, SCHEMA)
@@ -118,6 +121,11 @@ def _read(path: Path, extended_by: Layer | None) -> Layer:
         return Layer(str(path), path.parent, text, tomllib.loads(text))
     except (ValueError, RecursionError) as error:  # also for a number of too many digits and for deeply nested tables
         raise UsageError(f"the recipe {path} is not TOML: {error}; correct the file") from error
+
+
+def _source(source: str) -> Layer:
+    """The layer of `--source`."""
+    return Layer(f"--source {source}", Path(), "", {"model": {"source": source}}, numbered=False)
 
 
 def _setting(setting: str) -> Layer:

@@ -118,14 +118,14 @@ class Recipe:
     private: bool
 
 
-def read_recipe(path: Path, settings: Sequence[str] = ()) -> Recipe:
-    """Read and check a recipe for `bake`; `settings` as for `open_recipe`.
+def read_recipe(path: Path, settings: Sequence[str] = (), source: str | None = None) -> Recipe:
+    """Read and check a recipe for `bake`; `settings` and `source` as for `open_recipe`.
 
     Raises:
         UsageError: as `open_recipe`. Also: a key or a file is missing; the recipe has no format; a type of [phone] is
             not converted. The message names file and line.
     """
-    opened = open_recipe(path, settings)
+    opened = open_recipe(path, settings, source)
     model = opened.get("model") or {}
     for key in ("name", "source"):
         if key not in model:

@@ -357,7 +357,7 @@ BAD = {
     "an unknown step": (["tiny.toml", "--only", "mesure"], 2, "mesure"),
     "only push without push": (["tiny.toml", "--only", "push"], 2, "pass both"),
     "measuring what is not there": (["tiny.toml", "--only", "measure"], 1, "run the step convert first"),
-    "a source that is nothing": (["tiny.toml", "--source", "nowhere"], 2, "neither a hub id ORG/NAME nor a folder"),
+    "a source that is nothing": (["tiny.toml", "--source", "nowhere"], 2, "quantkit: --source nowhere: source of"),
     "no group of 128": (["tiny.toml", "--set", "formats.awq=true", "--only", "convert"], 1, "group size 128"),
 }
 

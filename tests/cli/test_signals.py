@@ -154,6 +154,29 @@ with patch({function!r}, then):
     assert done.stderr == "quantkit: interrupted; run the same command again to resume a conversion or a measurement\n"
 
 
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_second_signal_ends_the_command_with_the_same_sentence(number: int, code: int) -> None:
+    """The command is still unwinding after the first one."""
+    script = f"""
+import os, sys, time
+from unittest.mock import patch
+import quantkit.cli
+def then():
+    try:
+        os.kill(os.getpid(), {int(number)})
+        time.sleep(60)
+    finally:
+        os.kill(os.getpid(), {int(number)})
+        time.sleep(60)
+with patch("quantkit.cli._require_address_space", then):
+    sys.argv = ["quantkit", "inspect", "/nowhere"]
+    quantkit.cli.main()
+"""
+    done = run_process([sys.executable, "-c", script], text=True, timeout=120)
+    assert done.returncode == code, done.stderr
+    assert done.stderr == "quantkit: interrupted; run the same command again to resume a conversion or a measurement\n"
+
+
 def test_an_ignored_signal_stays_ignored(model: Path, tmp_path: Path) -> None:
     """nohup ignores SIGHUP before it starts the command."""
     (tmp_path / "tmp").mkdir()

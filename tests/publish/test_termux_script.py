@@ -172,6 +172,20 @@ def test_outside_termux_it_refuses(phone: Phone) -> None:
     assert "not Termux" in phone.run("--model", MODEL).sentence
 
 
+def test_messages_have_the_name_of_the_file(tmp_path: Path) -> None:
+    """quantkit writes the script under any name; a script that is piped into bash has the usual one."""
+    (tmp_path / "my phone.sh").write_bytes(SCRIPT.read_bytes())
+
+    def run(*words: str, **options: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            ["bash", *words], cwd=tmp_path, env={"PATH": "/usr/bin:/bin"}, capture_output=True, text=True, **options
+        )
+
+    assert run("./my phone.sh").stderr.startswith("my phone.sh: this is not Termux")
+    assert run("my phone.sh", "--help").stdout.startswith("usage: my phone.sh [options]\n")
+    assert run("-s", "--", "--use", "x", input=SCRIPT.read_text()).stderr.startswith("termux.sh: --use takes ")
+
+
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
