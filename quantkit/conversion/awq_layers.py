@@ -30,6 +30,7 @@ class AwqQuantizer(LayerQuantizer):
     """
 
     on_device = True
+    searches_scales = True
 
     def begin(self) -> None:
         super().begin()

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from quantkit.checkpoint import open_checkpoint
+from quantkit.conversion import calibration as calibration_module
 from quantkit.conversion import run as run_module
 from quantkit.conversion.layer_quantizer import LayerQuantizer
 from quantkit.families import reference_logits
@@ -22,6 +23,7 @@ from quantkit.outputs.packed_folders import FolderRequest
 from quantkit.packed.reader import open_quantized
 from quantkit.quant.factor import SHRINK, usual_damp
 from quantkit.quant.grid import Array, Grid
+from quantkit.stream.sample_states import StreamOptions
 from quantkit.texts.samples import SampleRequest, load_samples
 from tests.conversion.test_calibrated import hashes, planned, samples, written
 from tests.forward.test_torch import run_with_torch
@@ -180,6 +182,31 @@ def test_the_best_quality_makes_logits_of_every_folder_nearer_to_the_sources(
     assert len(errors["best"]) == 4
     for name, error in errors["best"].items():
         assert error < 0.9 * errors["standard"][name], name
+
+
+@pytest.mark.parametrize(("methods", "read"), [(("gptq",), False), (("gptq", "awq"), True)])
+def test_only_a_folder_that_reads_the_sources_gram_matrices_lets_them_be_summed(
+    methods: tuple[str, ...], read: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    requests = tuple(
+        FolderRequest(method, Grid(4, 16, symmetric=method == "gptq"), follows_rounded=True) for method in methods
+    )
+    summed: list[bool] = []
+
+    def run(out: Path, *, always: bool) -> None:
+        def options(gram: bool, *rest: Any, **more: Any) -> StreamOptions:
+            summed.append(gram)
+            return StreamOptions(gram or always, *rest, **more)
+
+        with open_checkpoint(str(source)) as checkpoint, monkeypatch.context() as patch:
+            patch.setattr(calibration_module, "StreamOptions", options)
+            assert not run_module.run(planned(checkpoint, out, requests)).failed
+
+    source = written("llama", tmp_path / "llama")
+    run(tmp_path / "some", always=False)
+    run(tmp_path / "all", always=True)
+    assert summed == [read, read]
+    assert hashes(tmp_path / "some") == hashes(tmp_path / "all")
 
 
 @pytest.mark.full
