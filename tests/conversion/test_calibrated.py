@@ -57,6 +57,7 @@ UNPACKED |= {
     "lfm2-colbert",
     "ling3",
     "ling3-limits",
+    "maple",
     "minimax-m3",
     "minimax-m3-text",
     "smallthinker",

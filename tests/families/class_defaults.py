@@ -73,6 +73,7 @@ NO_CLASS: dict[str, tuple[str, ...]] = {
         "Lfm2BidirectionalModel",
         "LlamaBidirectionalModel",
         "MaincoderForCausalLM",
+        "MapleForCausalLM",
         "MiniMaxM3SparseForCausalLM",
         "MiniCPMForCausalLM",
         "OpenELMForCausalLM",

@@ -1,4 +1,4 @@
-"""What DeepSeek-V3.2, GLM-5, MiniCPM3, Hunyuan 3, ChatGLM and Apertus cannot express is refused in one sentence."""
+"""What llama.cpp would run otherwise, from DeepSeek-V3.2 to Maple, is refused in one sentence."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -41,6 +41,12 @@ def refuse(case: str, changes: Mapping[str, Any], words: str) -> None:
         ("hy-v3", {"num_experts_per_tok": 7}, "num_experts_per_tok 7 is more than num_experts 6"),
         ("chatglm3", {"rmsnorm": False}, "rmsnorm is false"),
         ("apertus", {"tie_word_embeddings": True}, "tie_word_embeddings is true"),
+        ("maple", {"nope_on_global_attention": False}, "nope_on_global_attention is false"),
+        ("maple", {"nope_on_global_attention": None}, "no nope_on_global_attention; add it, it must be true"),
+        ("maple", {"layer_types": None}, "no layer_types; add the kinds of 4 layers"),
+        ("maple", {"sliding_window": None}, "config.json has no sliding_window"),
+        ("maple", {"num_shared_experts": 1}, "num_shared_experts is 1"),
+        ("maple", {"num_experts_per_tok": 7}, "num_experts_per_tok 7 is more than num_experts 6"),
     ],
 )
 def test_a_setting_that_llama_cpp_does_not_run_is_refused(case: str, changes: dict[str, Any], words: str) -> None:

@@ -75,8 +75,8 @@ def of_encoder(model: Any) -> tuple[np.ndarray, list[float] | None]:
 def build(case: Case) -> tuple[dict[str, Any], dict[str, np.ndarray], np.ndarray, dict[str, Any]]:
     """config.json and tensors of the case's model as published, its logits, and the native config and shapes."""
     if case.reference:
-        modules = {"kimi_k3": "with_kimi", "smallthinker": "with_smallthinker", "spark": "with_spark"}
-        name = modules.get(case.reference, "with_rwkv")
+        own = ("maple", "smallthinker", "spark")
+        name = {"kimi_k3": "with_kimi", **{name: f"with_{name}" for name in own}}.get(case.reference, "with_rwkv")
         module = importlib.import_module(f"tests.families.{name}")
         return getattr(module, case.reference)(case)  # type: ignore[no-any-return]
     if case.newest:

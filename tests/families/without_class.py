@@ -214,6 +214,16 @@ WITHOUT_CLASS = {
     "dots.ocr": of_size("dots-ocr", 1536, 8960, 28, 12, num_key_value_heads=2, vocab_size=151936),
     "KORMo 10B": of_size("kormo", 4096, 14336, 40, 32, num_key_value_heads=8, vocab_size=125184),
     "Maincoder 1B": of_size("maincoder", 1536, 4096, 32, 16, num_key_value_heads=4, head_dim=96, vocab_size=151936),
+    "Maple 20B": of_size(
+        *("maple", 2880, 2880, 24, 64),
+        head_dim=64,
+        layer_types=[("full" if layer % 4 == 3 else "sliding") + "_attention" for layer in range(24)],
+        moe_intermediate_size=2880,
+        num_experts=32,
+        num_experts_per_tok=4,
+        num_key_value_heads=8,
+        vocab_size=201088,
+    ),
     "openPangu 7B": of_size("pangu", 4096, 12800, 34, 32, num_key_value_heads=8, vocab_size=153376),
     "Qwen3-Omni 30B-A3B": {
         **expected("qwen3-omni").config,

@@ -44,8 +44,7 @@ class Case:
     are compared. An `encoder` has its last hidden states in place of logits. `pre`: the name that the converter is told
     for the pre-tokenizer. `graph_differs`: llama.cpp's graph is not the model's; the family has a caution about it.
     `other_names`: the forward has the names of published checkpoints, and the class saves others.
-    `reference`: the function of with_rwkv, with_kimi, with_smallthinker or with_spark that makes the model, where
-    transformers has no class near it.
+    `reference`: the function that makes the model, where transformers has no class near it (see with_transformers).
     """
 
     name: str
