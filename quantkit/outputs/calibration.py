@@ -163,7 +163,8 @@ def plan_calibration(
     if device is None:
         return CalibrationPlan(native, samples, layers, gram_copies > 0, request.propagate, None, memory)
     memory += 4 * max(map(_dense_weights, layers), default=0)  # the next layer, read while this one is computed
-    room = None if max_ram is None else max(0, max_ram - memory)
+    beside = asymmetric_memory(layers) if request.asymmetric else 0
+    room = None if max_ram is None else max(0, max_ram - memory - beside)
     held = held_states(n_samples, seq_len, native.decoder.width, room)
     of_layers = native, samples, layers, gram_copies > 0, request.propagate
     return CalibrationPlan(*of_layers, device, memory + held, on_device, held > 0)

@@ -104,6 +104,7 @@ class ConversionPlan:
     callback: CallbackPlan | None = None
     projectors: GgufPlan | None = None
     bridged: BridgedProjectors | None = None
+    max_ram: int | None = None
 
     def with_bridged(self, projectors: BridgedProjectors) -> "ConversionPlan":
         """The plan that also writes these projectors."""
@@ -177,8 +178,7 @@ class ConversionPlan:
     @property
     def holds_values(self) -> bool:
         """Whether these values stay in memory."""
-        limited = self.gguf is not None and self.gguf.request.max_ram is not None
-        return self._kept_values <= HELD_BYTES and not limited
+        return self._kept_values <= HELD_BYTES and self.max_ram is None
 
     @property
     def following_folders(self) -> tuple[FolderPlan, ...]:
@@ -193,15 +193,29 @@ class ConversionPlan:
     @property
     def peak_memory(self) -> int:
         """Bytes of memory at the peak: the largest of the stages."""
-        choice = self.calibration is not None and self.gguf is not None and self.gguf.request.target is not None
         streamed = self.checkpoint.streamed if self.checkpoint else None
         return (streamed.memory if streamed else 0) + max(
-            self.calibration.memory + self._rounding_memory if self.calibration else 0,
-            self.calibration.sensitivity_memory(self.threads) if choice and self.calibration else 0,
+            self.calibration_memory,
             self.callback.memory if self.callback else 0,
             *(plan.peak_memory for plan in self.gguf_passes),
             direct_memory(self.native, self.threads) if self.native and self.direct_folders else 0,
         )
+
+    @property
+    def calibration_memory(self) -> int:
+        """Bytes of memory of the calibration at its peak, with the rounding and the choice of types that it serves."""
+        if self.calibration is None:
+            return 0
+        choice = self.gguf is not None and self.gguf.request.target is not None
+        return max(
+            self.calibration.memory + self._rounding_memory,
+            self.calibration.sensitivity_memory(self.threads) if choice else 0,
+        )
+
+    @property
+    def follows_rounded(self) -> bool:
+        """Whether anything is rounded for the inputs of rounded layers."""
+        return self._streams > 1
 
     @property
     def _rounding_memory(self) -> int:

@@ -60,7 +60,7 @@ def plan_conversion(
     projectors = _plan_projectors(source, request, gguf, name) if gguf else None
     text_warnings = gguf.warnings if gguf else source.warnings if isinstance(source, Model) else ()
     imatrix = _plan_imatrix(request, calibration, callback, name)
-    return ConversionPlan(
+    plan = ConversionPlan(
         name=name,
         output=request.output,
         checkpoint=source if isinstance(source, Checkpoint) else None,
@@ -81,7 +81,21 @@ def plan_conversion(
         notes=(*notes, *(code_notes(folders[0].code, native.config) if native and folders else ())),
         callback=callback,
         projectors=projectors,
+        max_ram=request.max_ram,
     )
+    _check_calibration_memory(plan)
+    return plan
+
+
+def _check_calibration_memory(plan: ConversionPlan) -> None:
+    """Raise UsageError if the calibration with what it rounds takes more than `max_ram` bytes."""
+    memory = plan.calibration_memory
+    if plan.max_ram is not None and memory > plan.max_ram:
+        less = "leave out --quality best, or use fewer --threads" if plan.follows_rounded else "use fewer --threads"
+        raise UsageError(
+            f"--max-ram {human_bytes(plan.max_ram)} is too small; the calibration and the rounding need about"
+            f" {human_bytes(memory)}; {less}"
+        )
 
 
 def _plan_inputs(

@@ -27,7 +27,7 @@ from quantkit.stream.sample_states import StreamOptions
 from quantkit.texts.samples import SampleRequest, load_samples
 from tests.conversion.test_calibrated import hashes, planned, samples, written
 from tests.forward.test_torch import run_with_torch
-from tests.helpers.command import quantkit
+from tests.helpers.command import Answer, quantkit
 from tests.helpers.stopping import stops_at_layer
 from tests.helpers.tiny import tiny_llama
 
@@ -236,6 +236,26 @@ def test_a_stopped_run_resumes_at_the_layer_and_folders_do_not_depend_on_each_ot
     answer = quantkit(*both[:-1], "3", "-o", stopped, "--format", "json")
     assert json.loads(answer.stdout)["resumed_layers"] == 1
     assert hashes(stopped) == expected
+
+
+@pytest.mark.parametrize(
+    ("words", "other"), [(("gptq", "--group-size", "32"), "standard"), (("gguf", "-t", "q4_0"), "high")]
+)
+def test_the_memory_of_the_rounded_layers_is_held_against_the_limit(
+    words: tuple[str, ...], other: str, source: Path
+) -> None:
+    def dry(quality: str, *more: str) -> Answer:
+        return quantkit(words[0], source, *words[1:], "--quality", quality, *CUT, "--threads", "1", "--dry-run", *more)
+
+    less, most = (
+        json.loads(dry(quality, "--format", "json").stdout)["expected_peak_memory_bytes"] for quality in (other, "best")
+    )
+    limit = f"{(less + most) // 2_000_000}M"
+    assert dry(other, "--max-ram", limit).code == 0
+    answer = dry("best", "--max-ram", limit)
+    assert answer.code == 2
+    assert answer.sentence.startswith(f"quantkit: --max-ram {limit[:-1]} MB is too small; the calibration and the")
+    assert answer.sentence.endswith("; leave out --quality best, or use fewer --threads")
 
 
 @pytest.mark.parametrize(
