@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from gguf import GGMLQuantizationType
 
 from quantkit.chat import render_contained
+from quantkit.chat.channels import answer_reader
 from quantkit.errors import QuantkitError, TemplateError, UnsupportedError
 from quantkit.gguf.projector_file import hears, is_projector, only_hears
 from quantkit.gguf.reader import read_header
@@ -151,29 +152,28 @@ class Conversation:
         """
         assert self._session is not None
         messages = [*self.messages, {"role": "user", "content": text}]
-        tokens, count = self._prompt(messages)
+        prompt = self._rendered(messages)
+        tokens, count = self._tokenized(prompt)
         if count >= self.n_ctx:
             raise QuantkitError(
                 f"the conversation has {count} tokens, more than the context of {self.n_ctx}; shorten"
                 " the prompt, clear the conversation, or use a larger --ctx"
             )
-        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        reader, decoder = answer_reader(self.template, prompt), codecs.getincrementaldecoder("utf-8")("replace")
         parts: list[str] = []
 
         def receive(piece: str) -> None:
-            part = decoder.decode(piece.encode("latin-1"))
-            parts.append(part)
-            show(part)
+            parts.append(reader.feed(decoder.decode(piece.encode("latin-1"))))
+            show(parts[-1])
 
-        request = {"task": "talk", "tokens": tokens, "max_tokens": most, "sampling": self.sampling.document()}
-        result = self._session.ask(request, progress=receive)
+        request = {"task": "talk", "tokens": tokens, "max_tokens": most, "special": reader.reads_control}
+        result = self._session.ask({**request, "sampling": self.sampling.document()}, progress=receive)
         if note := result.pop("note"):
             self.warn(note)
-        last = decoder.decode(b"", True)
-        show(last)
-        answer = Answer("".join([*parts, last]), **result)
-        self.messages = [*messages, {"role": "assistant", "content": answer.text}]
-        return answer
+        parts.append(reader.feed(decoder.decode(b"", True)) + reader.finish())
+        show(parts[-1])
+        self.messages = [*messages, reader.message]
+        return Answer("".join(parts), **result)
 
     def follow(self, text: str, out: Path, *, answer: Sequence[int] | None, most: int) -> list[int]:
         """The tokens of an answer to a first message about the images; the messages so far are not part of the prompt.
@@ -212,8 +212,11 @@ class Conversation:
 
     def _prompt(self, messages: Sequence[Mapping[str, str]]) -> tuple[list[int] | None, int]:
         """The token ids of the prompt, or None for one with files, which the process keeps; the number of tokens."""
+        return self._tokenized(self._rendered(messages))
+
+    def _tokenized(self, text: str) -> tuple[list[int] | None, int]:
+        """See `_prompt`; `text`: the prompt."""
         assert self._session is not None
-        text = self._rendered(messages)
         begun = bool(self.bos) and text.startswith(self.bos or "")
         request = {"text": text, "add_special": not begun}
         if self._files:

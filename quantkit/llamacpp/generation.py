@@ -87,7 +87,8 @@ class Talk:
     def generate(self, request: dict[str, Any]) -> dict[str, Any]:
         """Generate after the prompt's token ids, or after the prepared prompt, up to an end-of-generation token.
 
-        The part of the prompt that is in the KV cache is not evaluated again.
+        The part of the prompt that is in the KV cache is not evaluated again. request["special"]: send the text of
+        control tokens too.
         """
         count = self._drafted = self._accepted = 0
         note = None
@@ -111,7 +112,7 @@ class Talk:
                     reason = "end"
                     break
                 count += 1
-                self._send(self._piece(token))
+                self._send(self._piece(token, special=request.get("special", False)))
                 if self._stop_requested():
                     reason = "asked"
                     break
@@ -251,10 +252,11 @@ class Talk:
         add(llama.llama_sampler_init_dist(sampling["seed"] & 0xFFFFFFFF))
         return chain
 
-    def _piece(self, token: int) -> bytes:
+    def _piece(self, token: int, *, special: bool) -> bytes:
+        """The bytes of a token; `special`: those of a control token too, which are empty else."""
         room = ctypes.create_string_buffer(_USUAL_PIECE)
-        size = llama.llama_token_to_piece(self._vocab, token, room, len(room), 0, False)
+        size = llama.llama_token_to_piece(self._vocab, token, room, len(room), 0, special)
         if size < 0:  # the size that the piece needs
             room = ctypes.create_string_buffer(-size)
-            size = llama.llama_token_to_piece(self._vocab, token, room, len(room), 0, False)
+            size = llama.llama_token_to_piece(self._vocab, token, room, len(room), 0, special)
         return room.raw[:size]

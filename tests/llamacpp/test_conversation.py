@@ -1,10 +1,12 @@
 """Talking to real GGUF files of tiny models: the cache, the end, the bytes of a character."""
 
+import json
 import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer
 
 from quantkit.errors import QuantkitError
@@ -63,6 +65,48 @@ def test_the_template_of_the_file_makes_the_prompt(model: Path) -> None:
     text = "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
     (expected,) = vocab_token_ids(model, [text])
     assert tokens[-len(expected) :] == expected
+
+
+def chain(folder: Path, tokens: list[str]) -> Path:
+    """A model of Kimi K3's control tokens and template that gives each of `tokens` after the one before it.
+
+    Its layer adds nothing, so a row of the output matrix that is the embedding of a token comes after that token.
+    """
+    tiny_llama(folder, variant="llama3", dtype="f32", layers=1, tied=False)
+    path = folder / "tokenizer.json"
+    text = path.read_text("utf-8")
+    for name, control in (
+        ("<|reserved_special_token_0|>", "<|open|>"),
+        ("<|reserved_special_token_1|>", "<|close|>"),
+        ("<|python_tag|>", "<|sep|>"),
+        ("<|eom_id|>", "<|end_of_msg|>"),
+    ):
+        assert name in text
+        text = text.replace(name, control)
+    path.write_text(text, "utf-8")
+    ids = [Tokenizer.from_file(str(path)).token_to_id(token) for token in tokens]
+    weights = load_file(folder / "model.safetensors")
+    for name in ("self_attn.o_proj", "mlp.down_proj"):
+        weights[f"model.layers.0.{name}.weight"][...] = 0
+    weights["lm_head.weight"][...] = 0
+    weights["lm_head.weight"][ids[1:]] = weights["model.embed_tokens.weight"][ids[:-1]]
+    weights["model.norm.weight"][...] = 1
+    save_file(weights, folder / "model.safetensors")
+    words = ("gguf", folder, "-t", "f32", "--chat-template", "kimi-k3", "-o", folder.parent, "--no-logits")
+    assert quantkit(*words).code == 0
+    return folder.parent / f"{folder.name}-GGUF" / f"{folder.name}-F32.gguf"
+
+
+def test_an_answer_in_channels_is_told_by_its_control_tokens(tmp_path: Path) -> None:
+    model = chain(tmp_path / "chain", ["<|sep|>", "A", "B", "<|close|>", "C", "<|end_of_text|>"])
+    with talking(model) as conversation:
+        shown: list[str] = []
+        answer = conversation.say("Hi", most=9, show=shown.append)
+        assert (answer.text, answer.reason, answer.tokens) == ("<think>\nAB", "end", 4)
+        assert "".join(shown) == answer.text
+        assert conversation.messages[-1] == {"role": "assistant", "content": "", "reasoning_content": "AB"}
+    answer_document = json.loads(quantkit("run", model, "-p", "Hi", "--temperature", "0", "--format", "json").stdout)
+    assert answer_document["answer"] == answer.text
 
 
 def test_raw_text_is_continued_without_a_template(model: Path) -> None:
