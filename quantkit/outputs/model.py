@@ -285,7 +285,8 @@ def mix_model(arch: str, keys: Mapping[str, Any]) -> MixModel:
     n_head = number("attention.head_count")
     return MixModel(
         arch=arch,
-        n_layer=number("block_count"),
+        # llama.cpp counts each run of a layer that runs several times
+        n_layer=number("block_count") * (number("num_loops") or 1),
         n_head=n_head,
         n_head_kv=number("attention.head_count_kv") or n_head,
         n_expert=number("expert_count"),

@@ -78,7 +78,9 @@ class Drawing:
 
     def named(self, name: str) -> str:
         """The full tensor name of a weight of the current layer, or of one outside the layers."""
-        return name if self.layer is None else f"{self.shape.traits.layer_prefix}blk.{self.layer}.{name}"
+        if self.layer is None:
+            return name
+        return f"{self.shape.traits.layer_prefix}blk.{self.layer % self.shape.n_stored}.{name}"
 
     def embedding_part(self, number: int) -> Tensor:
         """A part of the padded embedding: 0 is the token's, layer i adds part i + 1 (DeepStack)."""

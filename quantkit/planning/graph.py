@@ -53,6 +53,9 @@ def prompt_graph(shape: ModelShape, context: Context, layers: Sequence[int] | No
     for number in range(len(shape.trunk)) if layers is None else layers:
         d.layer = number
         x = draw_layer(d, x, shape.layers[number], number)
+        if _ends_loop(shape, number):
+            d.layer = None
+            x = d.norm(x, shape.traits.last_norm, shape.tensors)
         if number < shape.n_deepstack:
             x = same(x, d.embedding_part(number + 1))
     d.layer = None
@@ -64,6 +67,12 @@ def prompt_graph(shape: ModelShape, context: Context, layers: Sequence[int] | No
         x = fresh((shape.n_embd, d.n), x, d.outputs)
     x = d.norm(x, shape.traits.last_norm, shape.tensors)
     return _ended(d, x)
+
+
+def _ends_loop(shape: ModelShape, number: int) -> bool:
+    """Whether a norm follows a layer because all layers run again after it."""
+    again = (number + 1) % shape.n_stored == 0 and number + 1 < shape.n_layer
+    return again and not shape.keys.get("skip_loop_final_norm")
 
 
 def _ended(d: Drawing, x: Tensor) -> Graph:

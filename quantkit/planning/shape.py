@@ -92,6 +92,8 @@ class Layer:
 class ModelShape:
     """The sizes that decide memory and speed. `window` is 0 without sliding layers; `keys` have no prefix.
 
+    Where layers run several times with the same weights, `layers` has an entry for each run.
+
     `tensors`: numpy shapes of the tensors outside the layers.
     """
 
@@ -110,6 +112,11 @@ class ModelShape:
     def n_layer(self) -> int:
         """Number of layers."""
         return len(self.layers)
+
+    @property
+    def n_stored(self) -> int:
+        """Number of layers with weights; the others are further runs of these."""
+        return self.n_layer // int(self.number("num_loops", 1))
 
     @property
     def is_mla(self) -> bool:
@@ -201,6 +208,8 @@ def model_shape(keys: Mapping[str, Any], tensors: Iterable[tuple[str, tuple[int,
         )
         shared = _shared_from(arch_keys, n_layer, i, slides[i])
         layers.append(Layer(heads[i], kv_heads[i], key, value, slides[i], by_layer[i], shared))
+    # each run of a layer counts as one, with a cache of its own
+    layers *= int(arch_keys.get("num_loops") or 1)
     return ModelShape(
         arch=arch,
         n_embd=n_embd,

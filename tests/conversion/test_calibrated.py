@@ -58,6 +58,7 @@ UNPACKED |= {
     "ling3",
     "ling3-limits",
     "maple",
+    "nanbeige-once",
     "minimax-m3",
     "minimax-m3-text",
     "smallthinker",

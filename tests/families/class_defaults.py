@@ -76,6 +76,7 @@ NO_CLASS: dict[str, tuple[str, ...]] = {
         "MapleForCausalLM",
         "MiniMaxM3SparseForCausalLM",
         "MiniCPMForCausalLM",
+        "NanbeigeForCausalLM",
         "OpenELMForCausalLM",
         "OrionForCausalLM",
         "PLaMo3ForCausalLM",

@@ -1,4 +1,4 @@
-"""What llama.cpp would run otherwise, from DeepSeek-V3.2 to Maple, is refused in one sentence."""
+"""What llama.cpp would run otherwise, from DeepSeek-V3.2 to Nanbeige, is refused in one sentence."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -46,6 +46,12 @@ def refuse(case: str, changes: Mapping[str, Any], words: str) -> None:
         ("maple", {"layer_types": None}, "no layer_types; add the kinds of 4 layers"),
         ("maple", {"sliding_window": None}, "config.json has no sliding_window"),
         ("maple", {"num_shared_experts": 1}, "num_shared_experts is 1"),
+        (
+            "nanbeige",
+            {"num_loops": 300},
+            "num_loops 300 times num_hidden_layers 2 is 600, and llama.cpp runs at most 512",
+        ),
+        ("nanbeige", {"mlp_bias": True}, "mlp_bias is true"),
         ("maple", {"num_experts_per_tok": 7}, "num_experts_per_tok 7 is more than num_experts 6"),
     ],
 )

@@ -118,6 +118,27 @@ def read_and_answer(model: Any) -> None:
     model.forward = both
 
 
+def run_again(model: Any) -> None:
+    """Nanbeige: the layers run `num_loops` times, with the last norm after each time if nothing skips it."""
+    inner = model.model
+    once, loops = list(inner.layers), model.config.num_loops
+    before = [] if model.config.skip_loop_final_norm else [Normed(once[-1], inner.norm)]
+    inner.layers = torch.nn.ModuleList([*(once[: len(once) - len(before)] + before) * (loops - 1), *once])
+    inner.config.num_hidden_layers = len(inner.layers)
+
+
+class Normed(torch.nn.Module):
+    """A layer and the norm after it."""
+
+    def __init__(self, layer: Any, norm: Any) -> None:
+        super().__init__()
+        self.layer, self.norm = layer, norm
+
+    def forward(self, *states: Any, **settings: Any) -> Any:
+        """The normed output of the layer."""
+        return self.norm(self.layer(*states, **settings))
+
+
 def slopes(count: int) -> list[float]:
     """ALiBi's slope of each head.
 

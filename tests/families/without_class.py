@@ -224,6 +224,7 @@ WITHOUT_CLASS = {
         num_key_value_heads=8,
         vocab_size=201088,
     ),
+    "Nanbeige 4.2 3B": of_size("nanbeige", 2560, 6656, 28, 20, head_dim=128, num_key_value_heads=4, vocab_size=166144),
     "openPangu 7B": of_size("pangu", 4096, 12800, 34, 32, num_key_value_heads=8, vocab_size=153376),
     "Qwen3-Omni 30B-A3B": {
         **expected("qwen3-omni").config,

@@ -79,6 +79,7 @@ def test_every_architecture_of_the_reference_is_compared() -> None:
             "MiniMaxM3SparseForCausalLM",
             "MiniMaxM3SparseForConditionalGeneration",
             "MuseGlimmerForConditionalGeneration",
+            "NanbeigeForCausalLM",
             "Rwkv7ForCausalLM",
             "Step3p5ForCausalLM",
             "Step3p7ForConditionalGeneration",
