@@ -68,7 +68,9 @@ def checkpoint_of_gguf(path: Path, base: str, *, offline: bool = False) -> Check
         note = f"the weights are those of {path.name}, dequantized as they are read; {base} gives config and tokenizer"
         checkpoint = Checkpoint(Origin(model.name, str(path), folder, base=recorded), config, files, (note,))
         checkpoint.overlay(
-            lambda name, start, stop, _: read_source_rows(model, places[name], start, stop), (), model.name
+            lambda name, start, stop, _: read_source_rows(model, places[name], infos[name].shape[-1], start, stop),
+            (),
+            model.name,
         )
         resolve_output_head(checkpoint)
     except BaseException:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from quantkit.checkpoint import TensorInfo
 from quantkit.errors import CheckpointError, UnsupportedError
 from quantkit.families.base.adjust import Reversible
-from quantkit.families.base.family import Take
+from quantkit.families.base.family import Factor, Take
 from quantkit.families.base.mapped import MappedTensor
 from quantkit.families.base.reading import read_in_order
 from quantkit.outputs.model import Model, ModelTensor, widen
@@ -23,18 +23,20 @@ _Rows = NDArray[np.float32]
 class StoredRows:
     """Rows of a source tensor in the GGUF. `rows[i]`: the row of `tensor` that is row `sources[i]` of the source.
 
-    `order`: the elements of a row in the source's order; None if they are the same. `undo`: the inverse of what the
-    GGUF's values were computed by. `width`: the length of a row where the GGUF divides the elements otherwise.
-    `turned`: the rows first..last of `tensor` that are transposed; `rows` then counts in the transposed matrix.
+    `columns`: where in a row of the source the elements belong; None if they are the whole row in order. `undo`: the
+    inverse of what the GGUF's values were computed by; `factors`: what its rows were multiplied by (`MappedTensor`).
+    `width`: the length of a row where the GGUF divides the elements otherwise. `turned`: the rows first..last of
+    `tensor` that are transposed; `rows` then counts in the transposed matrix.
     """
 
     tensor: ModelTensor
     sources: NDArray[np.int64]
     rows: NDArray[np.int64]
-    order: NDArray[np.int64] | None = None
+    columns: NDArray[np.int64] | None = None
     undo: Callable[[_Rows], _Rows] | None = None
     width: int | None = None
     turned: tuple[int, int] | None = None
+    factors: tuple[Factor, ...] = ()
 
     def values(self, model: Model, start: int, stop: int) -> _Rows:
         """Rows start..stop as they are in the checkpoint, but for their order; float32."""
@@ -49,6 +51,8 @@ class StoredRows:
             rows = read(0, prod(tensor.shape[:-1])).reshape(-1, self.width)[start:stop]
         else:
             rows = read(start, stop)
+            for factor in reversed(self.factors):
+                rows = rows / (factor[start:stop, None] if isinstance(factor, np.ndarray) else np.float32(factor))
         return rows if self.undo is None else self.undo(rows)
 
 
@@ -70,7 +74,8 @@ def stored_rows(
         if tensor.values is not None:
             continue
         undo = tensor.adjust.undo if isinstance(tensor.adjust, Reversible) else None
-        computed = (tensor.adjust and not undo) or tensor.factors or tensor.is_product
+        has_zero = any(not np.all(factor) for factor in tensor.factors)
+        computed = (tensor.adjust and not undo) or has_zero or tensor.is_product
         if computed or tensor.is_mxfp4:
             raise not_undone(tensor.name, where)
         stored_tensor = stored[tensor.name]
@@ -81,33 +86,33 @@ def stored_rows(
             )
         cut = tensor if tensor.cut_shape is None else replace(tensor, shape=tensor.cut_shape, cut_shape=None)
         for number, part in enumerate(tensor.parts):
-            place = StoredRows(stored_tensor, *_rows_of(cut, number), undo=undo)
+            place = StoredRows(stored_tensor, *_rows_of(cut, number), undo=undo, factors=tensor.factors)
             if tensor.cut_shape is not None:
                 place = replace(place, width=cut.shape[-1])
             if part.take.transposed:
                 place = _turned(place, part.take, cut, number)
-            width = infos[part.source].shape[-1]
-            if (place.order is not None and len(place.order) != width) or (place.turned and place.width):
+            if ((place.turned or place.factors) and place.width) or (place.turned and place.factors):
                 raise not_undone(tensor.name, where)
             places[part.source].append(place)
     unmapped = stored.keys() - {tensor.name for tensor in mapped}
     if unmapped:
         raise UnsupportedError(f"{where} has tensor {min(unmapped)}, which config.json of {base} does not state")
     for name, pieces in places.items():
-        covered = sum(len(piece.rows) for piece in pieces)
-        if covered != infos[name].n_rows:
-            raise UnsupportedError(f"{where} does not have all rows of {name}; convert the original checkpoint")
+        width = infos[name].shape[-1]
+        covered = sum(len(piece.rows) * (width if piece.columns is None else len(piece.columns)) for piece in pieces)
+        if covered != infos[name].n_rows * width:
+            raise UnsupportedError(f"{where} does not have all of {name}; convert the original checkpoint")
     return places
 
 
 def _rows_of(cut: MappedTensor, number: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64] | None]:
-    """Source rows, rows of the GGUF, and the order of a row's elements, of one part of a tensor."""
+    """Source rows, rows of the GGUF, and the source's columns, of one part of a tensor."""
     take = cut.parts[number].take
     rows = np.arange(number * cut.part_rows, (number + 1) * cut.part_rows, dtype=np.int64)
-    order, sources = take.columns, take.rows
+    columns, sources = take.columns, take.rows
     if len(cut.shape) == 1 and sources is not None:
-        order, sources = sources, None
-    return (rows - rows[0] if sources is None else sources), rows, None if order is None else np.argsort(order)
+        columns, sources = sources, None
+    return (rows - rows[0] if sources is None else sources), rows, columns
 
 
 def _turned(place: StoredRows, take: Take, cut: MappedTensor, number: int) -> StoredRows:
@@ -131,18 +136,17 @@ def _without_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(shape[first:])
 
 
-def read_source_rows(model: Model, places: list[StoredRows], start: int, stop: int) -> _Rows:
-    """Rows start..stop of a source tensor, float32."""
-    result: _Rows | None = None
+def read_source_rows(model: Model, places: list[StoredRows], width: int, start: int, stop: int) -> _Rows:
+    """Rows start..stop of a source tensor whose rows have `width` elements, float32."""
+    result = np.empty((stop - start, width), np.float32)
     for place in places:
         chosen = np.flatnonzero((place.sources >= start) & (place.sources < stop))
         if not len(chosen):
             continue
         values = read_in_order(partial(place.values, model), place.rows[chosen])
-        if place.order is not None:
-            values = values[:, place.order]
-        if result is None:
-            result = np.empty((stop - start, values.shape[-1]), np.float32)
-        result[place.sources[chosen] - start] = values
-    assert result is not None  # every row has a place
+        rows = place.sources[chosen] - start
+        if place.columns is None:
+            result[rows] = values
+        else:
+            result[rows[:, None], place.columns] = values
     return result
