@@ -45,7 +45,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 
 def _prepare(config: dict[str, Any]) -> dict[str, Any]:
     """DeepSeek-V3's settings; the dense layers are those of mlp_layer_types."""
-    dense = _dense_layers(config)
+    dense = dense_by_kinds(config)
     stated = number(config, "first_k_dense_replace")
     if stated is not None and stated != dense:
         raise UnsupportedError(
@@ -69,7 +69,7 @@ def keys(arch: str, sizes: Hyperparameters) -> list[Key]:
     return [*others[:after], *widths, *others[after:]]
 
 
-def _dense_layers(config: Mapping[str, Any]) -> int:
+def dense_by_kinds(config: Mapping[str, Any]) -> int:
     """How many layers are dense: by mlp_layer_types the first ones, else the first one.
 
     Raises:

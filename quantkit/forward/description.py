@@ -185,14 +185,25 @@ class HyperConnections:
 
     All tensors are of a part (`attention`, `feed`: prefixes within a layer) or of the end of the model (`head`), where
     the streams become one: `{prefix}_fn` (see `hyper_connections`), `{prefix}_base` and `{prefix}_scale`.
+
+    Attributes:
+        mixed: whether the streams are mixed among themselves; False for Hunyuan 4's, which stay as they are.
+        magnitude: how much of a part's output a stream gets at most.
     """
 
     attention: str = "hc_attn"
     feed: str = "hc_ffn"
     head: str = "hc_head"
+    mixed: bool = True
+    magnitude: Callable[[Config], float] = lambda _: 2.0
     count: Callable[[Config], int] = lambda config: int(config["hc_mult"])
     iterations: Callable[[Config], int] = lambda config: int(config["hc_sinkhorn_iters"])
     eps: Callable[[Config], float] = lambda config: float(config["hc_eps"])
+
+    def coefficients(self, config: Config) -> int:
+        """Coefficients of a part: what it reads of each stream, what each gets, and how they are mixed."""
+        count = self.count(config)
+        return (2 + count if self.mixed else 2) * count
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,8 @@
 Streams stand side by side: x is (n, streams * hidden). A part of a layer reads one mixture of the streams. Its output
 is added to all of them, and the streams are mixed among themselves by a matrix whose rows and columns sum to one. All
 coefficients come from the streams of the token, through a linear and a few steps of Sinkhorn and Knopp's algorithm.
-llama.cpp: build_hc_pre, build_hc_sinkhorn and build_hc_post in src/models/deepseek4.cpp.
+llama.cpp: build_hc_pre, build_hc_sinkhorn and build_hc_post in src/models/deepseek4.cpp. Hunyuan 4's independent
+hyper-connections do not mix the streams (src/models/hy-v4.cpp).
 """
 
 from dataclasses import dataclass
@@ -28,35 +29,39 @@ class Connection:
         streams: (n, streams, hidden), before the part.
         read: what the part reads, (n, hidden).
         added: how much of the part's output each stream gets, (n, streams).
-        mixed: how much of each stream (first axis) each stream gets, (n, streams, streams).
+        mixed: how much of each stream (first axis) each stream gets, (n, streams, streams); None if each keeps its own.
     """
 
     streams: Array
     read: Array
     added: Array
-    mixed: Array
+    mixed: Array | None
 
     def after(self, out: Array) -> Array:
         """The streams after the part, whose output is `out` (n, hidden): (n, streams * hidden)."""
         xp = namespace(out)
-        mixed = xp.einsum("nij,nih->njh", self.mixed, self.streams)
+        mixed = self.streams if self.mixed is None else xp.einsum("nij,nih->njh", self.mixed, self.streams)
         return f32((mixed + self.added[:, :, None] * out[:, None, :]).reshape(len(out), -1))
 
 
 def connect(part: HyperConnections, layer: Layer, name: str, x: Array) -> Connection:
     """The streams x (n, streams * hidden) before the part of a layer whose coefficients are in tensors `name`."""
     count, eps = part.count(layer.config), part.eps(layer.config)
-    values = _coefficients(layer, layer.at + name, x, (2 + count) * count)
+    n_out = part.coefficients(layer.config)
+    values = _coefficients(layer, layer.at + name, x, n_out)
     scale, base = layer.vector(f"{layer.at}{name}_scale", x), layer.vector(f"{layer.at}{name}_base", x)
     read, added, mixed = (
-        values[:, start:stop] * scale[number] + base[start:stop]
-        for number, (start, stop) in enumerate(((0, count), (count, 2 * count), (2 * count, (2 + count) * count)))
+        values[:, start:stop] * scale[number : number + 1] + base[start:stop]
+        for number, (start, stop) in enumerate(((0, count), (count, 2 * count), (2 * count, n_out)))
     )
-    streams = x.reshape(len(x), count, -1)
+    streams, share = x.reshape(len(x), count, -1), part.magnitude(layer.config) * sigmoid(added)
+    read = _collapsed(streams, sigmoid(read) + eps)
+    if not part.mixed:
+        return Connection(streams, read, share + eps, None)
     return Connection(
         streams,
-        _collapsed(streams, sigmoid(read) + eps),
-        2.0 * sigmoid(added),
+        read,
+        share,
         _balanced(softmax(mixed.reshape(len(x), count, count)) + eps, part.iterations(layer.config), eps),
     )
 

@@ -12,7 +12,6 @@ from quantkit.forward.mixers import BlockIndexer, Indexer
 from quantkit.forward.parts import Norm
 from quantkit.forward.weights import Weights
 
-_EPS = 1e-6
 _ROWS = 64
 
 
@@ -38,12 +37,12 @@ def excluded_keys(
     config, n = layer.config, len(x)
     heads, size, top = part.heads(config), part.width(config), part.top(config)
     q = layer.weights.linear(at + part.queries, short, heads * size).reshape(n, heads, size).swapaxes(0, 1)
-    k = layer.norm(at + part.norm, layer.weights.linear(at + part.keys, x, size), Norm("layer"), _EPS)
+    k = layer.norm(at + part.norm, layer.weights.linear(at + part.keys, x, size), Norm("layer"), part.eps(config))
     weights = layer.weights.linear(at + part.weights, x, heads)
     if n <= top:
         return None
     xp, where = namespace(x), device(x)
-    q, k = turn(q, *angles, part.pairs), turn(k[None], *angles, part.pairs)[0]
+    q, k = _turned(part, q, angles), _turned(part, k[None], angles)[0]
     excluded: Array = place(np.ones((n, n), bool), where)
     for start in range(0, n, _ROWS):
         stop = min(start + _ROWS, n)
@@ -53,6 +52,15 @@ def excluded_keys(
         scores = xp.where(later, -np.inf, scores)
         excluded[start:stop, :stop] = ascending(ascending(-scores)) >= top
     return excluded
+
+
+def _turned(part: Indexer, x: Array, angles: tuple[Array, Array]) -> Array:
+    """Index queries or keys (heads, n, width) after their rotation."""
+    if not part.rotates_last:
+        return turn(x, *angles, part.pairs)
+    still = x.shape[-1] - 2 * angles[0].shape[-1]
+    turned: Array = namespace(x).concatenate([x[..., :still], turn(x[..., still:], *angles, part.pairs)], axis=-1)
+    return turned
 
 
 def excluded_blocks(

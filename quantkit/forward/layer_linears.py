@@ -70,8 +70,7 @@ def _altup(part: AltUp, layer: LayerNames) -> tuple[tuple[Input, ...], tuple[Inp
 
 def _hyper_connections(part: HyperConnections, layer: LayerNames) -> tuple[Input, Input]:
     """The inputs of the coefficients of attention and feed-forward: all streams, after a norm without a weight."""
-    count = part.count(layer.config)
-    n_in, n_out = count * layer.hidden, (2 + count) * count
+    n_in, n_out = part.count(layer.config) * layer.hidden, part.coefficients(layer.config)
     attention, feed = (Linear(layer.at + name, n_in, n_out, STORED, kept=True) for name in (part.attention, part.feed))
     return Input("streams.attention", (attention,)), Input("streams.feed", (feed,))
 

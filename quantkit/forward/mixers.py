@@ -20,6 +20,8 @@ class Indexer:
             each index head.
         norm: the LayerNorm of the index key.
         pairs: which values rotate together, see `Attention`; as many as in attention, the first of a head.
+        rotates_last: the last values of a head rotate, not the first.
+        eps: what the norm of the index key adds to the variance.
         top: number of keys that a query attends to.
         own: whether a layer has an indexer; another layer uses the choice of the last layer before it that has.
         layers: whether a layer attends to chosen keys at all.
@@ -31,6 +33,8 @@ class Indexer:
     weights: str = "weights_proj"
     norm: str = "k_norm"
     pairs: Literal["half", "neighbours"] = "half"
+    rotates_last: bool = False
+    eps: Callable[[Config], float] = lambda _: 1e-6
     heads: Callable[[Config], int] = lambda config: int(config["index_n_heads"])
     width: Callable[[Config], int] = lambda config: int(config["index_head_dim"])
     top: Callable[[Config], int] = lambda config: int(config["index_topk"])

@@ -104,15 +104,15 @@ def compressed_bytes(shape: ModelShape, layer: Layer, context: Context) -> int:
 
 def spread_streams(d: Drawing, x: Tensor) -> Tensor:
     """The streams before the first layer."""
-    return fresh((d.shape.n_embd, _streams(d), d.n), view(x, (d.shape.n_embd, 1, d.n)))
+    return fresh((d.shape.n_embd, stream_count(d), d.n), view(x, (d.shape.n_embd, 1, d.n)))
 
 
 def joined_streams(d: Drawing, x: Tensor) -> Tensor:
     """The rows with an output of the streams as one, (width, n)."""
-    width, count = d.shape.n_embd, _streams(d)
+    width, count = d.shape.n_embd, stream_count(d)
     x = view(fresh((width * count, d.n), view(x, (width * count, d.n)), d.outputs), (width, count, d.n))
     mixes = matmul("output_hc_fn.weight", count, same(view(x, (width * count, d.n))))
-    share = _affine(mixes, "output_hc", (count, d.n))
+    share = affine(mixes, "output_hc", (count, d.n))
     share = same(same(share))
     total: Tensor | None = None
     for _ in range(count):
@@ -134,11 +134,12 @@ def compressed_layer(d: Drawing, x: Tensor, layer: Layer, _number: int) -> Tenso
     return fresh(x.shape[:3], out, x, post, comb)
 
 
-def _streams(d: Drawing) -> int:
+def stream_count(d: Drawing) -> int:
+    """Number of streams of hidden states."""
     return int(d.shape.number("hyper_connection.count"))
 
 
-def _affine(mixes: Tensor, name: str, sizes: tuple[int, int]) -> Tensor:
+def affine(mixes: Tensor, name: str, sizes: tuple[int, int]) -> Tensor:
     """Part of the coefficients times a scale, plus a base."""
     part = view(mixes, sizes, (mixes.shape[0] * F32,))
     return same(same(part, weight=f"{name}_scale.weight"), weight=f"{name}_base.weight")
@@ -146,9 +147,9 @@ def _affine(mixes: Tensor, name: str, sizes: tuple[int, int]) -> Tensor:
 
 def _connected(d: Drawing, x: Tensor, name: str) -> tuple[Tensor, Tensor, Tensor]:
     """What a part reads of the streams x, and the coefficients of its output and of the streams."""
-    width, count, n = d.shape.n_embd, _streams(d), d.n
+    width, count, n = d.shape.n_embd, stream_count(d), d.n
     mixes = matmul(d.named(f"{name}_fn.weight"), (2 + count) * count, same(view(x, (width * count, n))))
-    pre, post = (same(same(_affine(mixes, d.named(name), (count, n)))) for _ in range(2))
+    pre, post = (same(same(affine(mixes, d.named(name), (count, n)))) for _ in range(2))
     comb = fresh((count, count, n), mixes)
     comb.weight = d.named(f"{name}_base.weight")
     return fresh((width, n), x, pre), post, comb

@@ -17,6 +17,7 @@ from quantkit.planning.drawing import Drawing
 from quantkit.planning.encoder import encoder_graph
 from quantkit.planning.encoder_decoder import decoder_layers
 from quantkit.planning.feed_forward import experts_beside_dense, feed_forward
+from quantkit.planning.independent_streams import independent_layer, joined_independent
 from quantkit.planning.kimi_delta import kimi_delta
 from quantkit.planning.layer_inputs import layer_inputs, with_layer_input
 from quantkit.planning.recurrent import mamba, mamba2
@@ -50,6 +51,8 @@ def prompt_graph(shape: ModelShape, context: Context, layers: Sequence[int] | No
         d.compressed = CompressedInputs(d)
         d.graph.expand(d.caches[True].mask)
         x, draw_layer = spread_streams(d, x), compressed_layer
+    elif shape.traits.independent_streams:
+        x, draw_layer = spread_streams(d, x), independent_layer
     for number in range(len(shape.trunk)) if layers is None else layers:
         d.layer = number
         x = draw_layer(d, x, shape.layers[number], number)
@@ -61,6 +64,7 @@ def prompt_graph(shape: ModelShape, context: Context, layers: Sequence[int] | No
     d.layer = None
     x = merged(d, x) if has_streams else x
     x = joined_streams(d, x) if shape.traits.compressed else x
+    x = joined_independent(d, x) if shape.traits.independent_streams else x
     if shape.traits.output_last:
         # the last layer's result is offered to a draft model
         x.kept = True

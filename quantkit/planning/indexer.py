@@ -36,7 +36,9 @@ def _chosen_cells(d: Drawing, x: Tensor, queries: Tensor, layer: Layer) -> Tenso
     for part in ("weight", "bias"):
         keys = same(keys, weight=d.named(f"indexer.k_norm.{part}"))
     keys = d.rope(view(keys, (width, 1, d.n)))
-    index_queries, keys = (fresh(part.shape, index.turn, part) for part in (index_queries, keys))
+    if not d.shape.traits.independent_streams:
+        # all graphs but hy_v4's have the Hadamard rotation
+        index_queries, keys = (fresh(part.shape, index.turn, part) for part in (index_queries, keys))
     size = block_size(d.context.kv_cache)
     cache = cache_of("index keys", width, index.mask.shape[0], size=size[1] / size[0], layer=d.layer)
     d.graph.expand(stored(cache, view(keys, (width, d.n)), index.rows))

@@ -52,6 +52,7 @@ UNPACKED |= {
     "bamba",
     "dots3",
     "dots3-later-token",
+    "hy-v4",
     "kimi-k3",
     "kimi-linear",
     "lfm2-colbert",

@@ -1,4 +1,4 @@
-"""What llama.cpp would run otherwise, from DeepSeek-V3.2 to Nanbeige, is refused in one sentence."""
+"""What llama.cpp would run otherwise, from DeepSeek-V3.2 to Hunyuan 4, is refused in one sentence."""
 
 from collections.abc import Mapping
 from pathlib import Path

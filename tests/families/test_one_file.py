@@ -24,6 +24,8 @@ ALLOWED = {
         *FREE_KINDS,
         *OWN_ARCHITECTURES,
     },
+    # the name of a format of answers, which a template shows
+    "chat/channels.py": {"kimi-k3"},
     # llama.cpp's names of kinds of tokenizer (tokenizer.ggml.model) and of pre-tokenizers
     "tokenizer/bytelevel.py": {"gpt2"},
     "tokenizer/__init__.py": {"bert"},

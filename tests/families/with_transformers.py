@@ -118,6 +118,23 @@ def read_and_answer(model: Any) -> None:
     model.forward = both
 
 
+def turn_neighbours(model: Any) -> None:
+    """Rotary positions turn neighbouring values of a head together, not a value of each half."""
+    module = sys.modules[type(model).__module__]
+    turn_halves = module.apply_rotary_pos_emb
+
+    def apart(x: torch.Tensor) -> torch.Tensor:
+        return torch.cat([x[..., ::2], x[..., 1::2]], dim=-1)
+
+    def joined(x: torch.Tensor) -> torch.Tensor:
+        return torch.stack(x.chunk(2, dim=-1), dim=-1).flatten(-2)
+
+    def turned(q: torch.Tensor, k: torch.Tensor, *angles: Any, **settings: Any) -> tuple[torch.Tensor, ...]:
+        return tuple(joined(part) for part in turn_halves(apart(q), apart(k), *angles, **settings))
+
+    module.apply_rotary_pos_emb = turned
+
+
 def run_again(model: Any) -> None:
     """Nanbeige: the layers run `num_loops` times, with the last norm after each time if nothing skips it."""
     inner = model.model

@@ -79,6 +79,7 @@ def test_every_architecture_of_the_reference_is_compared() -> None:
             "MiniMaxM3SparseForCausalLM",
             "MiniMaxM3SparseForConditionalGeneration",
             "MuseGlimmerForConditionalGeneration",
+            "HYV4ForCausalLM",
             "NanbeigeForCausalLM",
             "Rwkv7ForCausalLM",
             "Step3p5ForCausalLM",

@@ -38,6 +38,7 @@ class Traits:
         mamba: layers with a convolution have Mamba in place of attention.
         mamba2: layers with a convolution have Mamba 2 in place of attention.
         compressed: attention has compressed tokens, layers mix several streams (DeepSeek-V4).
+        independent_streams: layers have several streams, which they do not mix (Hunyuan 4).
         relative_positions: attention has tables of biases by distance.
         layer_prefix: what precedes `blk.` in the names of the layers that the plan draws.
         time_mix: layers have RWKV's time mixing and channel mixing.
@@ -81,6 +82,7 @@ class Traits:
     mamba: bool = False
     mamba2: bool = False
     compressed: bool = False
+    independent_streams: bool = False
     relative_positions: bool = False
     layer_prefix: Literal["", "enc.", "dec."] = ""
     time_mix: bool = False
