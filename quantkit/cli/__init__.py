@@ -152,7 +152,7 @@ def _with_output(function: Callable[..., None]) -> Callable[..., None]:
 
     @wraps(function)
     def command(format_: Format, debug: bool, **arguments: Any) -> None:
-        if mirror := arguments.pop("mirror", None):
+        if (mirror := arguments.pop("mirror", None)) is not None:
             use_mirror(mirror)
         del debug  # read by quantkit.cli.errors, which also sees errors of the parser
         end_loading()
@@ -177,7 +177,7 @@ def _refuse_other_bytes(words: Sequence[str]) -> None:
         try:
             word.encode("utf-8")
         except UnicodeEncodeError as error:
-            raise UsageError(f"{word} is not UTF-8 text; rename the file or the folder") from error
+            raise UsageError(f"{word} is not UTF-8 text; write UTF-8, or rename the file or the folder") from error
 
 
 def _require_address_space() -> None:

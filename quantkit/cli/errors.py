@@ -1,6 +1,7 @@
 """One table from exception types to the sentence and the exit code that the user sees."""
 
 import contextlib
+import errno
 import os
 import signal
 import sys
@@ -29,6 +30,8 @@ EXIT_CODES: dict[type[BaseException], int] = {
     OSError: 1,
 }
 
+_SHOWN_OF_A_NAME = 60
+
 INTERRUPTED = "interrupted; run the same command again to resume a conversion or a measurement"
 
 MESSAGES: dict[type[BaseException], Callable[[BaseException], str]] = {
@@ -36,9 +39,7 @@ MESSAGES: dict[type[BaseException], Callable[[BaseException], str]] = {
     Interrupted: lambda _: INTERRUPTED,
     KeyboardInterrupt: lambda _: INTERRUPTED,
     MemoryError: lambda _: "out of memory; set a limit with --max-ram, or use fewer --threads",
-    OSError: lambda error: (
-        f"{getattr(error, 'filename', None) or 'input or output'}: {getattr(error, 'strerror', error)}"
-    ),
+    OSError: lambda error: _system_error(error),
 }
 
 
@@ -57,6 +58,15 @@ def explain() -> Iterator[None]:
         print(f"quantkit: {_sentence(error)}", file=sys.stderr)
         signal_number = getattr(error, "number", None) if isinstance(error, (Interrupted, KeyboardInterrupt)) else None
         sys.exit(_first(EXIT_CODES, error, 1) if signal_number is None else 128 + signal_number)
+
+
+def _system_error(error: BaseException) -> str:
+    where = getattr(error, "filename", None) or "input or output"
+    reason = getattr(error, "strerror", None) or error
+    if getattr(error, "errno", None) == errno.ENAMETOOLONG:
+        # the whole name would fill the screen
+        return f"{str(where)[:_SHOWN_OF_A_NAME]}...: {reason}; use a shorter name"
+    return f"{where}: {reason}"
 
 
 def _sentence(error: BaseException) -> str:

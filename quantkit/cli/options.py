@@ -104,7 +104,7 @@ def use_mirror(address: str) -> None:
 
 def check_name(name: str | None) -> None:
     """Raise UsageError if --name is not a plain name of files."""
-    if name is not None and (Path(name).name != name or not name.isprintable()):
+    if name is not None and (not name or Path(name).name != name or not name.isprintable()):
         raise UsageError(f"--name {name!r} is not a plain name; choose the folder with -o")
 
 

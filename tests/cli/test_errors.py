@@ -193,6 +193,8 @@ def test_wrong_words_are_wrong_usage(sound: Path, tmp_path: Path) -> None:
         (("--max-ram", "1M"), "--max-ram"),
         (("--pre", "no-such"), "no-such"),
         (("--name", "../elsewhere"), "--name"),
+        (("--name", ""), "--name '' is not a plain name"),
+        (("--mirror", ""), "--mirror '' is not a web address"),
     ):
         answer = quantkit("gguf", sound, "-o", tmp_path / "out", *words)
         assert answer.code == 2, (words, answer.stderr)
@@ -235,6 +237,13 @@ def test_an_output_that_exists_is_kept_without_force(sound: Path, tmp_path: Path
     assert file.stat().st_mtime_ns == stamp
     assert not list(tmp_path.rglob("*.partial"))
     assert quantkit(*words, "--force").code == 0
+
+
+def test_a_name_that_is_too_long_is_shown_in_part(sound: Path, tmp_path: Path) -> None:
+    answer = quantkit("gguf", sound, "-t", "q4_0", "-o", ".", "--name", "x" * 300, cwd=tmp_path)
+    assert answer.code == 1
+    assert answer.sentence.endswith("xxx...: File name too long; use a shorter name") and len(answer.sentence) < 120
+    nothing_final(tmp_path)
 
 
 def test_a_folder_that_cannot_be_written_is_named(sound: Path, tmp_path: Path) -> None:

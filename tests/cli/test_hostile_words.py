@@ -58,7 +58,7 @@ def test_a_name_that_is_not_utf_8_is_refused_in_one_sentence(model: Path, tmp_pa
     folder = os.fsencode(tmp_path) + b"/m\xff"
     shutil.copytree(model, os.fsdecode(folder))
     answer = quantkit_process("gguf", os.fsdecode(b"m\xff"), cwd=tmp_path)
-    assert answer.code == 2 and r"m\udcff is not UTF-8 text; rename the file or the folder" in answer.sentence
+    assert answer.code == 2 and r"m\udcff is not UTF-8 text; write UTF-8, or rename the file" in answer.sentence
     here = quantkit_process("gguf", ".", "-o", tmp_path / "out", cwd=Path(os.fsdecode(folder)))
     assert here.code == 1 and "is not UTF-8 text; rename the folder" in here.sentence
     assert not (tmp_path / "out").exists()

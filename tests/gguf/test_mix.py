@@ -193,6 +193,11 @@ def test_options_change_the_mix_as_they_do_in_llama_cpp(tmp_path: Path) -> None:
     assert _differences(cases, tmp_path) == []
 
 
+def test_a_70b_is_told_from_models_of_as_many_layers_as_llama_cpp_does(tmp_path: Path) -> None:
+    models = ("65b", "70b", "qwen 72b", "80 layers, 8 experts", "80 layers, 4 experts")
+    assert _differences(itertools.product(models, ("q3_k_m", "q4_k_m"), ("plain",)), tmp_path) == []
+
+
 @pytest.mark.full
 def test_options_change_every_model_as_they_do_in_llama_cpp(tmp_path: Path) -> None:
     assert _differences(itertools.product(MODELS, FILE_TYPES, OPTIONS), tmp_path) == []

@@ -1,5 +1,8 @@
 """AWQ with feedback: its scale by the errors it claims, never worse than rounding to nearest, ties kept."""
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -75,6 +78,17 @@ def test_where_no_scale_helps_there_is_none() -> None:
     scale = search_scale([np.zeros((8, 64), np.float32)], factor(gram(inputs(100, 64)), 100), Grid(4, 32))
     assert (scale.values == 1).all()
     assert scale.powers == (0, 0) and scale.error_before == scale.error_after == 0
+
+
+@pytest.mark.parametrize("search", [search_scale, search_nearest_scale])
+def test_the_size_of_the_inputs_does_not_change_the_scale(search: Callable[..., Any]) -> None:
+    """Activations of some layers are small; a power of two changes no rounding."""
+    w, x, grid = uneven(24, 64), inputs(200, 64), Grid(4, 32)
+    searched = []
+    for size in (1.0, 2.0**-20):
+        h = gram(x * np.float32(size))
+        searched.append(search([w], h if search is search_nearest_scale else factor(h, 200), grid).values)
+    np.testing.assert_allclose(searched[1], searched[0], rtol=1e-5)
 
 
 def test_tied_channels_share_a_scale() -> None:
