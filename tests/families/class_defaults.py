@@ -18,6 +18,8 @@ _LEFT_OUT = ("_name_or_path", "id2label", "label2id", "transformers_version")
 NO_CLASS: dict[str, tuple[str, ...]] = {
     "refused with the defaults of its class": (
         "DistilBertForSequenceClassification",
+        "Dots3NoteForCausalLM",
+        "Dots3NoteForConditionalGeneration",
         "Gemma3TextModel",
         "MiniMaxM3SparseForConditionalGeneration",
         "Step3p7ForConditionalGeneration",
@@ -56,8 +58,6 @@ NO_CLASS: dict[str, tuple[str, ...]] = {
         "CodeShellForCausalLM",
         "DeciLMForCausalLM",
         "DeepseekForCausalLM",
-        "Dots3NoteForCausalLM",
-        "Dots3NoteForConditionalGeneration",
         "Dots3NoteTextForCausalLM",
         "DotsOCRForCausalLM",
         "ExaoneForCausalLM",
