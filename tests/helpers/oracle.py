@@ -158,7 +158,12 @@ def run_jobs(jobs: Sequence[Job]) -> list[Result]:
         jobs_file.write_text(json.dumps(records))
         if not _children:
             _children.append(_Child())
-        errors = _children[0].run(jobs_file, log_file)
+        try:
+            errors = _children[0].run(jobs_file, log_file)
+        except BaseException:
+            # a test's time is over: the answer to these jobs would be taken for that to the next ones
+            close()
+            raise
         lines = log_file.read_text().splitlines() if log_file.exists() else []
         results = [Result(**json.loads(line)) for line in lines]
         if errors is not None:
