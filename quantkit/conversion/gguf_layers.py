@@ -127,6 +127,8 @@ class FeedbackRounder:
         seen: the input that the rounded layers of one file give; then only this file is written.
         """
         prepared: dict[tuple[int, bool], PreparedInput | str] = {}
+        linears = list(linears)
+        n_rows = sum(matrix.n_rows for key in linears for matrix in self._matrices.get(key, []))
         for key in linears:
             for matrix in self._matrices.get(key, []):
                 move, targets = moves.get(key), self._targets[matrix.tensor.name]
@@ -140,9 +142,8 @@ class FeedbackRounder:
                     columns = change if change is not None and change.moved.part == "down" else None
                     order = id(matrix.columns), columns is not None
                     if order not in prepared:
-                        prepared[order] = prepare_input(
-                            matrix, seen.sums if seen else statistics, columns, self.workers
-                        )
+                        sums = seen.sums if seen else statistics
+                        prepared[order] = prepare_input(matrix, sums, columns, n_rows, self.workers)
                     importance = _importance(statistics, matrix.columns)
                     if columns is not None:
                         importance = columns.moved.order.squares(importance)

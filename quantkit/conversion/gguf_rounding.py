@@ -18,7 +18,7 @@ from quantkit.forward.arrays import device, place, square
 from quantkit.gguf.blocks import FORMATS
 from quantkit.gguf.kernels import dequantize_rows
 from quantkit.outputs.model import ModelTensor
-from quantkit.quant.asymmetric import correction, gains
+from quantkit.quant.asymmetric import Correction, correction, gains
 from quantkit.quant.feedback import Curvature, curvature, quantize_with_feedback, rows_at_once
 from quantkit.quant.held_out import GGUF_RULE, HeldOut, choose_trust, step_sizes
 from quantkit.stream.rounded import AsymmetricSums
@@ -34,13 +34,16 @@ class PreparedInput:
     """What matrices are rounded by. `correction`: see `quant.asymmetric`; None for the weights of the source."""
 
     curvature: Curvature
-    correction: Array | None = None
+    correction: Correction | None = None
 
 
 def prepare_input(
-    matrix: GgufMatrix, sums: Statistics | AsymmetricSums, move: Move | None, workers: Workers
+    matrix: GgufMatrix, sums: Statistics | AsymmetricSums, move: Move | None, n_rows: int, workers: Workers
 ) -> PreparedInput | str:
-    """H of the input, and the correction of the weights; or why H cannot be used."""
+    """H of the input, and the correction of the weights; or why H cannot be used.
+
+    n_rows: those of all matrices that read the input.
+    """
     statistics, cross = (sums.statistics, sums.cross) if isinstance(sums, AsymmetricSums) else (sums, None)
     gram, held_out = statistics.gram, statistics.held_out
     assert gram is not None and held_out is not None
@@ -61,7 +64,7 @@ def prepare_input(
         by = curvature(gram, count, damp=trust.damp, shrink=trust.shrink, name=name, workers=workers)
     except CalibrationError as error:
         return str(error)
-    return PreparedInput(by, None if cross is None else correction(cross, by, workers))
+    return PreparedInput(by, None if cross is None else correction(cross, by, n_rows, workers))
 
 
 @dataclass(frozen=True)
@@ -88,7 +91,7 @@ class MatrixRounding:
                 kind = target.slot.type
                 if kind not in quantized:
                     if _feeds_back(kind, tensor) and isinstance(prepared, PreparedInput):
-                        wanted = floats if kind not in corrected else floats + floats @ corrected[kind]
+                        wanted = floats if kind not in corrected else floats + corrected[kind].of(floats)
                         quantized[kind] = quantize_with_feedback(kind, wanted, prepared.curvature, sweeps=self.sweeps)
                     else:
                         quantized[kind] = quantize_chunk(kind, rows, floats, tensor, self.importance, target.label)
@@ -101,15 +104,15 @@ class MatrixRounding:
 
     def _corrected(
         self, matrix: GgufMatrix, targets: Sequence[Target], move: Move | None
-    ) -> dict[GGMLQuantizationType, Array]:
+    ) -> dict[GGMLQuantizationType, Correction]:
         """The correction for the types that lose less by it than they lose by leaving the weights' lattice."""
         if isinstance(self.prepared, str) or self.prepared.correction is None:
             return {}
-        by, change = self.prepared.curvature, self.prepared.correction
+        change = self.prepared.correction
         rows, kinds = matrix.middle_rows(_SAMPLED_ROWS), {target.slot.type for target in targets}.intersection(FORMATS)
         if move is not None and move.moved.part == "down":
             rows = move.moved.order.columns(rows)
-        return {kind: change for kind in kinds if gains(kind, rows, change, by, self.importance)}
+        return {kind: change for kind in kinds if gains(kind, rows, change, self.importance)}
 
     def _write_on_device(
         self,
@@ -117,7 +120,7 @@ class MatrixRounding:
         by: Curvature,
         targets: Sequence[Target],
         move: Move | None,
-        corrected: Mapping[GGMLQuantizationType, Array],
+        corrected: Mapping[GGMLQuantizationType, Correction],
         written: Array | None,
     ) -> list[Target]:
         """Round and write on the device of torch that has `by`; the targets whose type has no levels are left."""
@@ -131,7 +134,7 @@ class MatrixRounding:
             weight = place(np.concatenate(pieces), device(by.hessian))
             del pieces
             for kind in dict.fromkeys(target.slot.type for target in own):
-                wanted = weight if kind not in corrected else weight + weight @ corrected[kind]
+                wanted = weight if kind not in corrected else weight + corrected[kind].of(weight)
                 rounded = quantize_with_feedback(kind, wanted, by, sweeps=self.sweeps, workers=self.workers)
                 if written is not None:
                     written[start : start + len(rounded)] = dequantize_rows(kind, rounded, n_columns)

@@ -147,13 +147,14 @@ class LayerQuantizer:
         """The threads that compute with these statistics: one for a device, which does one thing after another."""
         return self.workers if device(statistics.gram) is None else SERIAL
 
-    def aim(self, factored: Factor, received: Received) -> Aim:
+    def aim(self, factored: Factor, received: Received, linears: Sequence[Linear]) -> Aim:
         """What the linears of an input are rounded to, by the factor of what they receive."""
         gram, cross = received.statistics.gram, received.cross
         assert gram is not None
         if cross is None:
             return Aim(gram)
-        return Aim(gram, cross, factored_correction(cross, factored, self.workers_for(received.statistics)))
+        n_rows, workers = sum(linear.n_out for linear in linears), self.workers_for(received.statistics)
+        return Aim(gram, cross, factored_correction(cross, factored, n_rows, workers))
 
     def round(
         self,
@@ -170,7 +171,7 @@ class LayerQuantizer:
         factored: of what they receive. scale: by which their columns are multiplied already.
         """
         there, workers = device(factored.gram), self.workers_for(received.statistics)
-        aim = self.aim(factored, received)
+        aim = self.aim(factored, received, linears)
         if scale is not None:
             factored, aim = factored.scaled(scale), aim.scaled(place(scale, there))
 
@@ -182,7 +183,7 @@ class LayerQuantizer:
         def values_of(weights: Sequence[Array]) -> list[Array]:
             return [place(matrix.dequantized(), there) for matrix in rounded(weights)]
 
-        wanted = aim.targets([place(matrix(tensors, linear), there) for linear in linears], values_of)
+        wanted = aim.targets([place(matrix(tensors, linear), there) for linear in linears], values_of, workers)
         quantized = rounded(wanted)
         for linear, weight, values in zip(linears, wanted, quantized, strict=True):
             self.write_quantized(tensors, linear, weight, values, aim.gram)

@@ -81,7 +81,7 @@ class PointsQuantizer(LayerQuantizer):
         factored, aim = None, Aim(statistics.gram)
         if request.feeds_errors_back:
             factored = self.factor(entry, statistics, weights, damp=request.damp, act_order=request.act_order)
-            aim = self.aim(factored, received)
+            aim = self.aim(factored, received, linears)
 
         def packed(weight: Array) -> Packed:
             return {**self._rounded(folder_format, weight, shared, factored), **shared}

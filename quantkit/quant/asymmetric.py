@@ -10,7 +10,7 @@ Weights that were rounded to a lattice before leave it with this target; it is t
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from gguf import GGMLQuantizationType
@@ -23,7 +23,7 @@ from quantkit.quant.block_search import nearest_points
 from quantkit.quant.factor import Factor
 from quantkit.quant.feedback import Curvature, quantize_with_feedback
 from quantkit.quant.grid import Array
-from quantkit.quant.held_out import block_inverses, propagated, taken_back
+from quantkit.quant.held_out import block_inverses, propagated, propagated_back, taken_back
 from quantkit.quant.lattice import lies_on_lattice
 from quantkit.workers import SERIAL, Workers, parts
 
@@ -34,34 +34,62 @@ _EXACT = 5e-6
 _CHECKED_ROWS, _COMPARED_ROWS = 32, 64
 
 
-def correction(cross: Array, curvature: Curvature, workers: Workers = SERIAL) -> Array:
-    """D H^-1, float32 (n_in, n_in): the target of weights w (n_out, n_in) is w + w D H^-1.
+@dataclass(frozen=True)
+class Correction:
+    """W D H^-1, which is added to the weights W that read an input. Arrays are numpy's, or of torch on one device.
+
+    With H = R R', R = T diag(p), two triangular solutions per row take the place of the inverse: for the rows of D,
+    once for all W, or for those of W D, where the input has more columns than its matrices have rows.
+
+    cross: D, float32 (n_in, n_in). inverses: of T's diagonal blocks. matrix: D H^-1, if it was computed.
+    scale: by which the columns of W are multiplied and the inputs divided, (n_in,).
+    """
+
+    cross: Array
+    by: Curvature
+    inverses: Sequence[Array]
+    matrix: Array | None = None
+    scale: Array | None = None
+
+    def of(self, weights: Array, workers: Workers = SERIAL) -> Array:
+        """The change of `weights`, float32 (n_out, n_in)."""
+        if self.scale is not None:
+            weights = weights / self.scale
+        change: Array = self._solved(weights, workers) if self.matrix is None else weights @ self.matrix
+        if self.scale is not None:
+            change *= self.scale
+        return change
+
+    def _solved(self, weights: Array | None, workers: Workers) -> Array:
+        """W D H^-1, or D H^-1 without weights."""
+        by, triangle = self.by, self.by.feedback
+        pivots = by.importance[by.order]
+
+        def some(rows: slice) -> Array:
+            crossed = self.cross[rows] if weights is None else weights[rows] @ self.cross
+            halfway = propagated_back(contiguous(crossed[:, by.order]), triangle, self.inverses)
+            halfway /= pivots
+            return taken_back(propagated(halfway, triangle, self.inverses), by.order)
+
+        count = len(self.cross if weights is None else weights)
+        solved: Array = namespace(self.cross).concatenate(workers.map(some, list(parts(count, _ROWS))))
+        return solved
+
+
+def correction(cross: Array, curvature: Curvature, n_rows: int, workers: Workers = SERIAL) -> Correction:
+    """The correction of matrices that have `n_rows` rows together.
 
     cross: D, float32 (n_in, n_in), the sum of (x - x~) x~' over the tokens of `curvature`.
-
-    With H = R R', R = T diag(p), two triangular solutions per row of D take the place of the inverse. Arrays are
-    numpy's, or tensors of torch on one device.
     """
-    order, xp = curvature.order, namespace(cross)
-    triangle = curvature.feedback + place(np.eye(len(order), dtype=np.float32), device(cross))
-    flipped = contiguous(xp.flip(triangle, (0, 1)).T)
-    of_flipped, of_triangle = block_inverses(flipped), block_inverses(triangle)
-    pivots, backwards = curvature.importance[order], xp.flip(order, (0,))
-
-    def some(rows: slice) -> Array:
-        ordered = contiguous(cross[rows][:, backwards])
-        halfway = xp.flip(propagated(ordered, flipped, of_flipped), (1,)) / pivots
-        return taken_back(propagated(halfway, triangle, of_triangle), order)
-
-    solved: Array = xp.concatenate(workers.map(some, list(parts(len(cross), _ROWS))))
-    return solved
+    by = Correction(cross, curvature, block_inverses(curvature.feedback))
+    return by if n_rows < len(cross) else replace(by, matrix=by._solved(None, workers))
 
 
-def factored_correction(cross: Array, factored: Factor, workers: Workers = SERIAL) -> Array:
+def factored_correction(cross: Array, factored: Factor, n_rows: int, workers: Workers = SERIAL) -> Correction:
     """The `correction` of the factor that AWQ and GPTQ round by."""
     importance = factored.pivots * factored.pivots
     by = Curvature(factored.gram, factored.order, factored.feedback, importance, factored.damp)
-    return correction(cross, by, workers)
+    return correction(cross, by, n_rows, workers)
 
 
 @dataclass(frozen=True)
@@ -73,17 +101,20 @@ class Aim:
 
     gram: Array
     cross: Array | None = None
-    correction: Array | None = None
+    correction: Correction | None = None
 
     def scaled(self, scale: Array) -> "Aim":
         """The same for matrices whose columns are multiplied by `scale` (n_in,), and inputs that are divided by it."""
         squares, cross, correction = scale[:, None] * scale, self.cross, self.correction
         if cross is None or correction is None:
             return Aim(self.gram / squares)
-        return Aim(self.gram / squares, cross / squares, correction / scale[:, None] * scale)
+        return Aim(self.gram / squares, cross / squares, replace(correction, scale=scale))
 
     def targets(
-        self, weights: Sequence[Array], rounded: Callable[[Sequence[Array]], Sequence[Array]]
+        self,
+        weights: Sequence[Array],
+        rounded: Callable[[Sequence[Array]], Sequence[Array]],
+        workers: Workers = SERIAL,
     ) -> Sequence[Array]:
         """For each of `weights` (n_out, n_in), the matrix to round instead: corrected, or itself.
 
@@ -92,7 +123,7 @@ class Aim:
         """
         if self.cross is None or self.correction is None:
             return weights
-        corrected = [weight + weight @ self.correction for weight in weights]
+        corrected = [weight + self.correction.of(weight, workers) for weight in weights]
         rows = [slice(None, None, -(-len(weight) // _COMPARED_ROWS)) for weight in weights]
         samples, others = ([matrix[at] for matrix, at in zip(some, rows, strict=True)] for some in (weights, corrected))
         compared = zip(samples, rounded(others), rounded(samples), strict=True)
@@ -131,20 +162,21 @@ def holds_exactly(kind: GGMLQuantizationType, rows: Array, importance: Array) ->
     return float(np.vdot(error, error)) <= _EXACT * float(np.vdot(w, w))
 
 
-def gains(kind: GGMLQuantizationType, rows: Array, change: Array, by: Curvature, importance: Array) -> bool:
-    """Whether weights w (n, n_in) in a type are nearer to the target w + w `change` if the target is rounded, not w.
+def gains(kind: GGMLQuantizationType, rows: Array, change: Correction, importance: Array) -> bool:
+    """Whether weights (n, n_in) in a type are nearer to the target, them and their change, if it is rounded, not they.
 
-    change: `correction`. Tried on some of the rows if they lie on a lattice, see `quant.lattice`.
+    Tried on some of the rows if they lie on a lattice, see `quant.lattice`.
     """
     if holds_exactly(kind, rows, importance):
         return False
     if not lies_on_lattice(rows):
         return True
-    w = place(np.ascontiguousarray(rows[:: -(-len(rows) // _CHECKED_ROWS)]), device(change))
-    target = w + w @ change
+    by = change.by
+    w = place(np.ascontiguousarray(rows[:: -(-len(rows) // _CHECKED_ROWS)]), device(by.hessian))
+    target = w + change.of(w)
     errors = []
     for wanted in (w, target):
-        made = place(dequantize_rows(kind, quantize_with_feedback(kind, wanted, by), rows.shape[1]), device(change))
+        made = place(dequantize_rows(kind, quantize_with_feedback(kind, wanted, by), rows.shape[1]), device(by.hessian))
         error: Array = made - target
         errors.append(inner_product(error @ by.hessian, error))
     return errors[1] < errors[0]

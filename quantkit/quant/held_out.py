@@ -14,7 +14,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantkit.errors import CalibrationError
-from quantkit.forward.arrays import ascending, device, empty, inner_product, namespace, place, square
+from quantkit.forward.arrays import (
+    ascending,
+    copied,
+    device,
+    empty,
+    inner_product,
+    namespace,
+    place,
+    set_diagonal,
+    square,
+)
 from quantkit.quant.factor import SHRINK, factor_gram, shrunk, usual_damp
 from quantkit.quant.grid import Array
 from quantkit.workers import SERIAL, Workers, parts
@@ -152,10 +162,22 @@ def propagated(rounding: Array, triangle: Array, inverses: Sequence[Array] | Non
     return errors
 
 
-def block_inverses(triangle: Array) -> list[Array]:
-    """The inverses of the diagonal blocks that `propagated` solves for."""
-    inverse = namespace(triangle).linalg.inv
-    return [inverse(triangle[block, block]) for block in parts(len(triangle), _COLUMNS)]
+def propagated_back(wanted: Array, triangle: Array, inverses: Sequence[Array]) -> Array:
+    """Y (n, n_in) with Y T' = `wanted`, T as in `propagated`; the inverses are those of `block_inverses`."""
+    solved = empty(tuple(wanted.shape), wanted)
+    for block, inverse in zip(reversed(list(parts(len(triangle), _COLUMNS))), reversed(inverses), strict=True):
+        target = wanted[:, block] - solved[:, block.stop :] @ triangle[block, block.stop :].T
+        solved[:, block] = target @ inverse.T
+    return solved
+
+
+def block_inverses(feedback: Array) -> list[Array]:
+    """The inverses of the diagonal blocks of T, for `propagated`. feedback: T or T - 1, as in `Factor`."""
+    inverse = namespace(feedback).linalg.inv
+    blocks = [copied(feedback[block, block]) for block in parts(len(feedback), _COLUMNS)]
+    for block in blocks:
+        set_diagonal(block, namespace(block).ones_like(block.diagonal()))
+    return [inverse(block) for block in blocks]
 
 
 def taken_back(errors: Array, order: NDArray[np.int64]) -> Array:

@@ -30,21 +30,26 @@ def test_the_correction_is_the_formula_of_the_paper(shrink: float, damp: float) 
     x, seen = rounded_inputs()
     cross = (x - seen).T @ seen
     of = curvature(gram(seen), N_TOKENS, shrink=shrink, damp=damp)
+    w = weight(300, N_IN)
     with Workers(3) as workers:
-        made = correction(cross, of, workers)
+        made = correction(cross, of, N_IN, workers).of(np.eye(N_IN, dtype=np.float32))
+        fewer = correction(cross, of, N_IN - 1, workers).of(w, workers)
     hessian = gram(seen).astype(np.float64)
     diagonal = np.diagonal(hessian) * (1 + shrink)
     np.fill_diagonal(hessian, diagonal + damp * diagonal.mean())
     expected = cross.astype(np.float64) @ np.linalg.inv(hessian)
     np.testing.assert_allclose(made, expected, atol=2e-4 * np.abs(expected).max())
-    np.testing.assert_array_equal(made, correction(cross, of))
+    change = w.astype(np.float64) @ expected
+    np.testing.assert_allclose(fewer, change, atol=2e-4 * np.abs(change).max())
+    np.testing.assert_array_equal(made, correction(cross, of, N_IN).of(np.eye(N_IN, dtype=np.float32)))
+    np.testing.assert_array_equal(fewer, correction(cross, of, N_IN - 1).of(w))
 
 
 def test_corrected_weights_give_outputs_nearer_to_the_sources() -> None:
     x, seen = rounded_inputs()
     w = weight(48, N_IN)
-    by = correction((x - seen).T @ seen, curvature(gram(seen), N_TOKENS, shrink=0.1, damp=0.01))
-    plain, corrected = (np.linalg.norm(x @ w.T - seen @ target.T) for target in (w, w + w @ by))
+    by = correction((x - seen).T @ seen, curvature(gram(seen), N_TOKENS, shrink=0.1, damp=0.01), 48)
+    plain, corrected = (np.linalg.norm(x @ w.T - seen @ target.T) for target in (w, w + by.of(w)))
     assert corrected < 0.5 * plain
 
 
@@ -58,9 +63,9 @@ def test_a_type_holds_exactly_what_was_rounded_to_it_before(kind: GGMLQuantizati
         assert holds_exactly(kind, rounded, importance)
 
 
-def aim_of(x: Array, seen: Array) -> Aim:
-    cross = (x - seen).T @ seen
-    return Aim(gram(seen), cross, factored_correction(cross, factor(gram(seen), N_TOKENS, Damping(0.03, 0.3))))
+def aim_of(x: Array, seen: Array, n_rows: int = 48) -> Aim:
+    cross, factored = (x - seen).T @ seen, factor(gram(seen), N_TOKENS, Damping(0.03, 0.3))
+    return Aim(gram(seen), cross, factored_correction(cross, factored, n_rows))
 
 
 def test_the_error_of_rounded_values_is_that_of_the_outputs() -> None:
@@ -72,8 +77,9 @@ def test_the_error_of_rounded_values_is_that_of_the_outputs() -> None:
     assert made == pytest.approx(of_values - of_weights, rel=2e-3)
 
 
-def test_columns_multiplied_by_a_scale_have_the_same_targets() -> None:
-    aim, w = aim_of(*rounded_inputs()), weight(48, N_IN)
+@pytest.mark.parametrize("n_rows", [48, N_IN])
+def test_columns_multiplied_by_a_scale_have_the_same_targets(n_rows: int) -> None:
+    aim, w = aim_of(*rounded_inputs(), n_rows), weight(48, N_IN)
     scale = np.exp(np.random.default_rng(2).standard_normal(N_IN)).astype(np.float32)
 
     def coarse(step: Array) -> Any:
