@@ -168,7 +168,8 @@ def model_from_checkpoint(
 
     return Model(
         name=name or checkpoint.name,
-        keys=(*_in_order(general, arch_keys), *vocabulary.keys),
+        # the tokenizer's chat template replaces a family's, in its place
+        keys=tuple({key.key: key for key in (*_in_order(general, arch_keys), *vocabulary.keys)}.values()),
         tensors=tuple(tensors),
         sizes=mix_model(arch, {key.name: key.value for key in arch_keys}),
         read_rows=read_rows,

@@ -50,6 +50,7 @@ UNPACKED = {"falcon-mamba", "jamba", "mamba", "mamba-silent-rank", "mamba2", "ma
 UNPACKED |= {"jais", "jais-13b", "laguna", "laguna-plain", "muse-glimmer", "muse-glimmer-plain", "phimoe"}
 UNPACKED |= {
     "bamba",
+    "deepseek-ocr",
     "dots3",
     "dots3-later-token",
     "hy-v4",

@@ -37,6 +37,7 @@ class Other:
 
 
 OTHER_NAMES: Mapping[str, Other] = {
+    "UnlimitedOCRForCausalLM": Other("deepseek-ocr"),
     "BloomModel": Other("bloom", {"transformer.": ""}),
     "Dots3NoteForConditionalGeneration": Other("dots3"),
     "Ernie4_5_ForCausalLM": Other("ernie4.5"),

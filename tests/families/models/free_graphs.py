@@ -122,6 +122,21 @@ def as_deepseek_moe(config: dict[str, Any], tensors: Tensors) -> tuple[dict[str,
     }, saved
 
 
+def as_deepseek_ocr(config: dict[str, Any], tensors: Tensors) -> tuple[dict[str, Any], Tensors]:
+    """DeepSeek-MoE as the text model of DeepSeek-OCR, beside parts of its towers."""
+    text, saved = as_deepseek_moe(config, tensors)
+    scale = {"routed_scaling_factor": 1.0, "topk_method": "greedy", "use_mla": False, "qk_rope_head_dim": 0}
+    text = {key: value for key, value in text.items() if key not in ("model_type", "rope_theta")} | scale
+    towers = ("sam_model.patch_embed.proj.weight", "vision_model.pre_layrnorm.weight", "projector.layers.weight")
+    saved |= {f"model.{name}": np.ones((4, 4), np.float32) for name in (*towers, "image_newline", "view_seperator")}
+    return {
+        **text,
+        "architectures": ["DeepseekOCRForCausalLM"],
+        "language_config": {**text, "architectures": ["DeepseekV2ForCausalLM"]},
+        "model_type": "deepseek_vl_v2",
+    }, saved
+
+
 def as_codeshell(config: dict[str, Any], tensors: Tensors) -> tuple[dict[str, Any], Tensors]:
     """StarCoder2 by the names of CodeShell's remote code."""
     names = (
@@ -171,6 +186,7 @@ CASES = (
         newest=True,
     ),
     Case("deepseek-moe", QWEN2_MOE, as_deepseek_moe),
+    Case("deepseek-ocr", {**QWEN2_MOE, "num_key_value_heads": 4}, as_deepseek_ocr),
     Case("mpt", MPT, newest=True),
     Case(
         "mpt-clipped",
