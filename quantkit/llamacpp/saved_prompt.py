@@ -46,5 +46,6 @@ class SavedPrompt:
         try:
             write(self._path, self._identity, context.tokens, memoryview(state)[:used])
         except OutputError as error:
-            return f"the prompt cache was not saved: {error}"
+            reason, _, _ = str(error).rpartition("; ")  # the next step is that of a command with -o
+            return f"the prompt cache was not saved: {reason}; pass another file with --prompt-cache"
         return None

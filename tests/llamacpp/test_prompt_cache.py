@@ -105,3 +105,4 @@ def test_another_file_is_never_overwritten_and_a_folder_that_is_missing_is_named
 def test_a_cache_that_cannot_be_written_costs_a_warning_and_not_the_answer(model: Path) -> None:
     answer, warning = start(model, Path("/proc/prompt.cache"), TEXT)
     assert warning.startswith("the prompt cache was not saved: cannot write /proc/prompt.cache") and answer.tokens == 12
+    assert warning.endswith("; pass another file with --prompt-cache")
