@@ -5,22 +5,17 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any, Protocol
 
-import numpy as np
-
 from quantkit.errors import CheckpointError, UnsupportedError
-from quantkit.families.base.family import Dropped, Family, Rule, Take
-from quantkit.families.base.fused import rows
+from quantkit.families.base.cuts import STACKED, Cuts, stacked_over
+from quantkit.families.base.family import Dropped, Family, Rule
 from quantkit.families.base.hyperparameters import Hyperparameters
 from quantkit.families.base.mapped import MXFP4_BLOCK, MappedTensor, Part
 from quantkit.families.base.multimodal import without_images
 from quantkit.families.base.projector import Projector, Tower
-from quantkit.families.base.rotary import interleave_rotary_rows
 from quantkit.families.base.unmatched import is_known, known_names, missing_tensor, unknown_tensors
 
 # Buffers that old checkpoints carry and every runtime recomputes.
 _BUFFERS = Dropped(r".*\.(rotary_emb\.inv_freq|attention\.masked_bias|attention\.bias|attn\.masked_bias|attn\.bias)")
-# Placeholders of a source name over which tensors are stacked, and the size that counts them.
-_STACKED = {"expert": "n_expert", "head": "n_head", "kv_head": "n_head_kv", "stream": "n_stream"}
 
 
 class Shaped(Protocol):
@@ -113,13 +108,13 @@ def numbered_layers(rule: Rule, sizes: Hyperparameters) -> range:
 
 def names_at(rule: Rule, template: str, sizes: Hyperparameters, layer: int | None) -> list[str]:
     """The names that `template`, the rule's source or its scales, stands for in one layer."""
-    over = _stacked_over(rule)
+    over = stacked_over(rule)
     numbers = {"layer": layer, "draft": None if layer is None else layer - sizes.n_layer}
     if rule.parts:
         return [template.format(**numbers, part=part) for part in rule.parts]
     if over is None:
         return [template.format(**numbers)]
-    return [template.format(**numbers, **{over: n}) for n in range(getattr(sizes, _STACKED[over]))]
+    return [template.format(**numbers, **{over: n}) for n in range(getattr(sizes, STACKED[over]))]
 
 
 def renamed(family: Family | Projector, name: str) -> str:
@@ -147,7 +142,7 @@ class _Mapper:
         rename = _renamer(family)
         self.names = {rename(name): name for name in tensors}
         self.used: set[str] = set()
-        self.cuts: dict[tuple[int, tuple[int, ...]], tuple[tuple[Take, ...], bool]] = {}
+        self.cuts = Cuts(family, sizes)
         expressions = (drop.expression(sizes) for drop in (*family.dropped, _BUFFERS))
         self.dropped = [expression.fullmatch for expression in expressions if expression is not None]
         self.sources: dict[tuple[int, int | None], list[str]] = {}
@@ -259,7 +254,9 @@ class _Mapper:
             self.used.update(scales)
             shape = (*shape[:-2], shape[-2] * MXFP4_BLOCK)
         stored_scales: list[str] | list[None] = [self.names[name] for name in scales] or [None] * len(names)
-        tensor = self._cut(rule, zip([self.names[name] for name in names], stored_scales, strict=True), shape, layer)
+        tensor = self.cuts.tensor(
+            rule, zip([self.names[name] for name in names], stored_scales, strict=True), shape, layer
+        )
         if rule.times is None:
             return tensor
         times = self._factor(rule.times.format(layer=layer), names[0], shape)
@@ -277,68 +274,3 @@ class _Mapper:
             )
         self.used.add(name)
         return self.names[name]
-
-    def _cut(
-        self, rule: Rule, sources: Iterable[tuple[str, str | None]], shape: tuple[int, ...], layer: int | None
-    ) -> MappedTensor:
-        """`sources`: names in the checkpoint, each with that of its scales."""
-        cuts, several = self._cuts_of(rule, shape, layer)
-        parts = tuple(Part(source, cut, scales) for source, scales in sources for cut in cuts)
-        one = _cut_shape(shape, cuts[0])
-        stacked = several or bool(rule.parts) or _stacked_over(rule) is not None
-        step = one[-2] if cuts[0].transposed else cuts[0].step
-        target = rule.target.format(layer=layer)
-        shape = (len(parts), *one) if stacked else one
-        if rule.reshaped is None:
-            factors = rule.factors(self.sizes) if rule.factors else ()
-            return MappedTensor(target, shape, parts, None, step, rule.adjust, factors=factors)
-        final = tuple(self.family.dimension(self.sizes, name, layer) for name in rule.reshaped)
-        while len(final) > 1 and final[0] == 1:
-            final = final[1:]  # ggml's writer leaves outer dimensions of one out
-        return MappedTensor(target, final, parts, None, 1, rule.adjust, shape)
-
-    def _cuts_of(self, rule: Rule, shape: tuple[int, ...], layer: int | None) -> tuple[tuple[Take, ...], bool]:
-        """The cuts from each source, and whether the rule has several; all layers of one shape share them.
-
-        Sharing matters for gpt-oss-120b: the row indices of all its experts take 20 MB, and it has 36 layers.
-        """
-        key = (id(rule), shape)
-        if key not in self.cuts:
-            taken: Take | tuple[Take, ...] = Take()
-            if rule.heads:
-                n_head = self.family.dimension(self.sizes, rule.heads, layer)
-                taken = Take(interleave_rotary_rows(n_head, shape[0]), step=shape[0] // n_head)
-            elif rule.half is not None:
-                taken = rows(rule.half * (shape[0] // 2), shape[0] // 2)
-            elif rule.take:
-                taken = rule.take(self.sizes)
-            several = isinstance(taken, tuple)
-            cuts = taken if isinstance(taken, tuple) else (taken,)
-            self.cuts[key] = tuple(_resolved(cut, shape) for cut in cuts), several
-        return self.cuts[key]
-
-
-def _stacked_over(rule: Rule) -> str | None:
-    return next((name for name in _STACKED if f"{{{name}}}" in rule.source), None)
-
-
-def _resolved(take: Take, shape: tuple[int, ...]) -> Take:
-    """The cut with explicit indices: vectors become columns of one row, a transposed matrix lists its rows."""
-    if len(shape) == 1:
-        return Take(columns=take.rows)
-    if take.transposed and take.rows is None:
-        return replace(take, rows=np.arange(int(np.prod(shape[:-1])), dtype=np.int64))
-    return take
-
-
-def _cut_shape(shape: tuple[int, ...], take: Take) -> tuple[int, ...]:
-    """Shape of the cut from one source tensor: unchanged, a matrix, or a vector for a vector."""
-    if take.rows is None and take.columns is None:
-        return shape
-    n_columns = len(take.columns) if take.columns is not None else shape[-1]
-    if len(shape) == 1:
-        return (n_columns,)
-    if take.rows is None:
-        return (*shape[:-1], n_columns)
-    n_rows = len(take.rows)
-    return (n_columns, n_rows) if take.transposed else (n_rows, n_columns)
