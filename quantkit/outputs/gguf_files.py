@@ -9,7 +9,7 @@ import numpy as np
 from gguf import GGMLQuantizationType
 from numpy.typing import NDArray
 
-from quantkit.errors import UnsupportedError, UsageError
+from quantkit.errors import UnsupportedError
 from quantkit.gguf.file_types import FileType, file_type
 from quantkit.gguf.kernels import require
 from quantkit.gguf.keyvalues import KeyValue, boolean
@@ -17,10 +17,10 @@ from quantkit.gguf.layout import FileLayout, lay_out, padded
 from quantkit.gguf.metadata import REORDERED_KEY, quantization_keys
 from quantkit.gguf.mix import Choice, MixOptions, MixTensor, choose_types, idle_overrides
 from quantkit.imatrix.file import Imatrix
-from quantkit.machine import cores, resident_memory
 from quantkit.outputs.importance import check_importance, column_weights, imatrix_keys
-from quantkit.outputs.memory import checked_at_once, llama_memory, vocabulary_memory
+from quantkit.outputs.memory import checked_at_once, llama_memory
 from quantkit.outputs.model import Model, ModelTensor, Mtp
+from quantkit.outputs.pass_memory import fit_memory, vocabulary_size
 from quantkit.outputs.target import Candidates, Target, candidates, even_types, labelled, target_choices
 from quantkit.outputs.templates import Template
 from quantkit.quant.feedback import SWEEPS
@@ -28,7 +28,6 @@ from quantkit.quant.neurons import REORDERED
 
 Solver = Literal["llama.cpp", "feedback"]
 """How weights are rounded to a type: with llama.cpp's bytes, or with error feedback."""
-CHUNK_ELEMENTS = 1 << 19
 # A type with fewer bits per weight than the target minus this is not tried: the choice never takes one so poor.
 _BELOW_TARGET = 2.0
 FLOATS = (GGMLQuantizationType.F32, GGMLQuantizationType.F16, GGMLQuantizationType.BF16)
@@ -132,7 +131,11 @@ class GgufPlan:
     def llama_memory(self) -> int:
         """Bytes of memory of the processes in which llama.cpp computes the outputs' logits."""
         sizes = [output.size for output in self.outputs]
-        return llama_memory(sizes, _n_vocab(self.model), self.checked_at_once) if self.model.folder is not None else 0
+        return (
+            llama_memory(sizes, vocabulary_size(self.model), self.checked_at_once)
+            if self.model.folder is not None
+            else 0
+        )
 
     def bits_per_weight(self, output: GgufOutput) -> float:
         """Bits of tensor data per parameter."""
@@ -227,7 +230,7 @@ def plan_gguf(model: Model, request: GgufRequest) -> GgufPlan:
         warnings.append(
             f"tensors whose rows do not fit the blocks of their type get a similar type, as in llama.cpp: {counts}"
         )
-    threads, chunk, peak = fit_memory(model, request, [output.size for output in outputs])
+    threads, chunk, peak = fit_memory(model, [output.size for output in outputs], request.threads, request.max_ram)
     return GgufPlan(model, request, tuple(outputs), weights, threads, chunk, peak, (*model.warnings, *warnings))
 
 
@@ -295,38 +298,3 @@ def _quantized_already(model: Model, tensor: ModelTensor) -> str:
         return text + "; pass -t mxfp4 or -t bf16 to keep those weights as they are, or add --allow-requantize"
     mxfp4_hint = "pass -t mxfp4 to keep those weights, " if tensor.type == GGMLQuantizationType.MXFP4 else ""
     return f"{text}; {mxfp4_hint}convert the original checkpoint or an f16, bf16 or f32 GGUF, or add --allow-requantize"
-
-
-def _n_vocab(model: Model) -> int:
-    return next((tensor.n_rows for tensor in model.tensors if tensor.name == "token_embd.weight"), 0)
-
-
-def fit_memory(model: Model, request: GgufRequest, sizes: Sequence[int]) -> tuple[int, int, int]:
-    """Threads, elements of a chunk and expected peak memory in bytes, within `max_ram` if possible.
-
-    `sizes`: bytes of each output. The memory is that of the pass or of the checks after it, whichever is larger.
-    """
-    threads = request.threads or cores()
-    largest_step = max(tensor.row_step * tensor.n_columns for tensor in model.tensors)
-    base = resident_memory() + (48 << 20)
-    n_vocab = _n_vocab(model)
-
-    def peak(threads: int, chunk: int) -> int:
-        # source rows, their reordered copy, float32, the finite mask, and one quantized block at a time
-        one_pass = base + threads * max(chunk, largest_step) * (4 + 4 + 4 + 1 + 4)
-        if model.in_order:
-            one_pass += 2 * threads * max(chunk, largest_step) * 4  # rows that wait for a thread
-        at_once = min(checked_at_once(sum(sizes), threads, request.max_ram), len(sizes))
-        vocabulary = vocabulary_memory(model.folder, n_vocab, at_once)
-        return model.reader_memory + max(one_pass, vocabulary.reading, vocabulary.checking)
-
-    chunk = CHUNK_ELEMENTS
-    if request.max_ram is not None:
-        while peak(threads, chunk) > request.max_ram and (threads > 1 or chunk > 1 << 14):
-            threads, chunk = (threads - 1, chunk) if threads > 1 else (threads, chunk // 2)
-        if peak(threads, chunk) > request.max_ram:
-            raise UsageError(
-                f"--max-ram {request.max_ram / 1e6:.0f} MB is too small; this conversion needs about"
-                f" {peak(threads, chunk) / 1e6:.0f} MB"
-            )
-    return threads, chunk, peak(threads, chunk)

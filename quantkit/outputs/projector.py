@@ -23,8 +23,9 @@ from quantkit.gguf.metadata import general_keys, plain_key, quantization_keys
 from quantkit.gguf.mix import Choice
 from quantkit.gguf.projector_file import ARCHITECTURE, PREFIX
 from quantkit.gguf.types import block_size
-from quantkit.outputs.gguf_files import GgufOutput, GgufPlan, GgufRequest, fit_memory
+from quantkit.outputs.gguf_files import GgufOutput, GgufPlan, GgufRequest
 from quantkit.outputs.model import Model, describe, mix_model, origin_of, weight_files_of
+from quantkit.outputs.pass_memory import fit_memory
 
 TYPES = ("f16", "bf16", "q8_0")
 _PATCHES = (".patch_embd.weight", ".patch_merger.weight")
@@ -89,7 +90,7 @@ def plan_projectors(checkpoint: Checkpoint, request: ProjectorRequest) -> GgufPl
     gguf_request = GgufRequest(
         types=request.types, folder=request.folder, threads=request.threads, max_ram=request.max_ram
     )
-    threads, chunk, peak = fit_memory(model, gguf_request, [output.size for output in outputs])
+    threads, chunk, peak = fit_memory(model, [output.size for output in outputs], request.threads, request.max_ram)
     return GgufPlan(model, gguf_request, tuple(outputs), {}, threads, chunk, peak, ())
 
 
