@@ -92,11 +92,12 @@ test: lint $(INPUTS)
 snapshots: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest tests/cli/test_snapshots.py --write-snapshots
 
-# The lines that the default tests run have a floor (pyproject.toml); the long checks run without the tracer.
+# The lines that the default tests run have a floor (pyproject.toml); the long checks run without the tracer. They have
+# half an hour each: a few take minutes, and more on a busy machine.
 test-full: lint audit
 	QUANTKIT_EXAMPLES=all $(BIN)/python -m coverage run -m pytest -m "not full"
 	$(BIN)/python -m coverage report
-	$(BIN)/python -m pytest -m full
+	$(BIN)/python -m pytest -m full --timeout=1800
 	$(BIN)/python -m tools.mutation
 
 test-peers: lint
