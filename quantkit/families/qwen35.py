@@ -6,19 +6,24 @@ of plain rope. Norms have one added, except the one within DeltaNet.
 """
 
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from quantkit.errors import CheckpointError, UnsupportedError
-from quantkit.families.base.adjust import negative_exp, plus_one
-from quantkit.families.base.family import Dropped, Family, Key, Rule, Take
-from quantkit.families.base.hyperparameters import Hyperparameters, number, optional_size, size
+from quantkit.families.base.adjust import plus_one
+from quantkit.families.base.delta_net import (
+    DELTA_NET,
+    WITH_ATTENTION,
+    delta_net_keys,
+    dimensions,
+    full_attention,
+    has_delta_net,
+    matrix,
+)
+from quantkit.families.base.family import Dropped, Family, Key, Rule
+from quantkit.families.base.hyperparameters import Hyperparameters, number, size
 from quantkit.families.base.keys import base_keys
-from quantkit.families.base.layer_kinds import layer_kinds
 from quantkit.families.base.multimodal import TEXT_PREFIXES, VISION, VISION_LEFT_OUT
 from quantkit.families.base.refusals import SILU, only, plain_yarn
 from quantkit.families.base.traits import Traits
@@ -31,82 +36,10 @@ from quantkit.forward.parts import Norm
 from quantkit.forward.recurrent_mixers import DeltaNet
 from quantkit.forward.settings import HEAD_NORMS
 
-_KINDS = ("linear_attention", "full_attention")
-_INTERVAL = 4
 _SHARE_ROTATED = 0.25
 _SECTIONS = [11, 11, 10]
 
 _LAYER, _TO = "model.layers.{layer}", "blk.{layer}"
-_LINEAR = f"{_LAYER}.linear_attn"
-
-
-def full_attention(config: Mapping[str, Any], n_layer: int) -> list[bool]:
-    """Whether each layer has attention: by `layer_types`, else every `full_attention_interval`-th one.
-
-    Raises:
-        CheckpointError: `layer_types` is not a list of one entry per layer.
-        UnsupportedError: a layer is not `linear_attention` or `full_attention`.
-    """
-    kinds = layer_kinds(config, n_layer, _KINDS)
-    if kinds is None:
-        interval = optional_size(config, "full_attention_interval") or _INTERVAL
-        return [(layer + 1) % interval == 0 for layer in range(n_layer)]
-    return [kind == "full_attention" for kind in kinds]
-
-
-def _layers_with(attention: bool) -> Callable[[Hyperparameters], Iterable[int]]:
-    return lambda sizes: [
-        layer for layer, full in enumerate(full_attention(sizes.config, sizes.n_layer)) if full == attention
-    ]
-
-
-WITH_ATTENTION, WITH_DELTA_NET = _layers_with(True), _layers_with(False)
-
-
-def dimensions(sizes: Hyperparameters) -> dict[str, int]:
-    """The widths that DeltaNet's tensors have, and the rows of queries with their gates."""
-    config = sizes.config
-    key_width, key_heads = size(config, "linear_key_head_dim"), size(config, "linear_num_key_heads")
-    value_width, value_heads = size(config, "linear_value_head_dim"), size(config, "linear_num_value_heads")
-    keys, values = key_width * key_heads, value_width * value_heads
-    return {
-        "gated_q": 2 * sizes.n_head * sizes.head_dim,
-        "two_hidden": 2 * sizes.hidden,
-        "linear_values": values,
-        "linear_channels": 2 * keys + values,
-        "linear_value_heads": value_heads,
-        "linear_value_width": value_width,
-        "linear_kernel": size(config, "linear_conv_kernel_dim"),
-        "linear_qkvz": 2 * keys + 2 * values,
-        "linear_ba": 2 * value_heads,
-    }
-
-
-def _round(sizes: Hyperparameters, width: int) -> NDArray[np.int64]:
-    """Order of rows from value heads by key head to llama.cpp's: the first of every key head, then the second."""
-    key_heads, value_heads = (size(sizes.config, f"linear_num_{kind}_heads") for kind in ("key", "value"))
-    order = np.arange(value_heads * width, dtype=np.int64).reshape(key_heads, -1, width)
-    return order.swapaxes(0, 1).reshape(-1)
-
-
-def _heads(sizes: Hyperparameters) -> Take:
-    return Take(_round(sizes, 1))
-
-
-def _value_rows(sizes: Hyperparameters) -> Take:
-    return Take(_round(sizes, size(sizes.config, "linear_value_head_dim")))
-
-
-def _value_columns(sizes: Hyperparameters) -> Take:
-    return Take(columns=_value_rows(sizes).rows)
-
-
-def _channels(sizes: Hyperparameters) -> Take:
-    """Queries and keys as they are, then the values in llama.cpp's order."""
-    values = _value_rows(sizes).rows
-    assert values is not None
-    before = 2 * size(sizes.config, "linear_key_head_dim") * size(sizes.config, "linear_num_key_heads")
-    return Take(np.concatenate([np.arange(before, dtype=np.int64), before + values]))
 
 
 def norm_rule(source: str, target: str, shape: str = "hidden", **more: Any) -> Rule:
@@ -114,38 +47,22 @@ def norm_rule(source: str, target: str, shape: str = "hidden", **more: Any) -> R
     return Rule(f"{source}.weight", f"{target}.weight", (shape,), adjust=plus_one, **more)
 
 
-def _matrix(source: str, target: str, *shape: str, **more: Any) -> Rule:
-    return Rule(f"{source}.weight", f"{_TO}.{target}.weight", shape, **more)
-
-
 NORMS = (
     norm_rule(f"{_LAYER}.input_layernorm", f"{_TO}.attn_norm"),
     norm_rule(f"{_LAYER}.post_attention_layernorm", f"{_TO}.post_attention_norm"),
 )
 GATED_ATTENTION = (
-    _matrix(f"{_LAYER}.self_attn.q_proj", "attn_q", "gated_q", "hidden", layers=WITH_ATTENTION),
-    _matrix(f"{_LAYER}.self_attn.k_proj", "attn_k", "kv", "hidden", layers=WITH_ATTENTION),
-    _matrix(f"{_LAYER}.self_attn.v_proj", "attn_v", "kv", "hidden", layers=WITH_ATTENTION),
-    _matrix(f"{_LAYER}.self_attn.o_proj", "attn_output", "hidden", "q", layers=WITH_ATTENTION),
+    matrix(f"{_LAYER}.self_attn.q_proj", "attn_q", "gated_q", "hidden", layers=WITH_ATTENTION),
+    matrix(f"{_LAYER}.self_attn.k_proj", "attn_k", "kv", "hidden", layers=WITH_ATTENTION),
+    matrix(f"{_LAYER}.self_attn.v_proj", "attn_v", "kv", "hidden", layers=WITH_ATTENTION),
+    matrix(f"{_LAYER}.self_attn.o_proj", "attn_output", "hidden", "q", layers=WITH_ATTENTION),
     norm_rule(f"{_LAYER}.self_attn.q_norm", f"{_TO}.attn_q_norm", "head_dim", layers=WITH_ATTENTION),
     norm_rule(f"{_LAYER}.self_attn.k_norm", f"{_TO}.attn_k_norm", "head_dim", layers=WITH_ATTENTION),
 )
-_DELTA_NET = (
-    _matrix(f"{_LINEAR}.in_proj_qkv", "attn_qkv", "linear_channels", "hidden", take=_channels),
-    _matrix(f"{_LINEAR}.in_proj_z", "attn_gate", "linear_values", "hidden", take=_value_rows),
-    _matrix(f"{_LINEAR}.in_proj_b", "ssm_beta", "linear_value_heads", "hidden", take=_heads),
-    _matrix(f"{_LINEAR}.in_proj_a", "ssm_alpha", "linear_value_heads", "hidden", take=_heads),
-    _matrix(f"{_LINEAR}.conv1d", "ssm_conv1d", "linear_channels", "1", "linear_kernel", take=_channels),
-    Rule(f"{_LINEAR}.dt_bias", f"{_TO}.ssm_dt.bias", ("linear_value_heads",), take=_heads),
-    Rule(f"{_LINEAR}.A_log", f"{_TO}.ssm_a", ("linear_value_heads",), take=_heads, adjust=negative_exp),
-    _matrix(f"{_LINEAR}.norm", "ssm_norm", "linear_value_width"),
-    _matrix(f"{_LINEAR}.out_proj", "ssm_out", "hidden", "linear_values", take=_value_columns),
-)
-DELTA_NET = tuple(replace(rule, layers=WITH_DELTA_NET) for rule in _DELTA_NET)
 MLP = (
-    _matrix(f"{_LAYER}.mlp.gate_proj", "ffn_gate", "ffn", "hidden"),
-    _matrix(f"{_LAYER}.mlp.up_proj", "ffn_up", "ffn", "hidden"),
-    _matrix(f"{_LAYER}.mlp.down_proj", "ffn_down", "hidden", "ffn"),
+    matrix(f"{_LAYER}.mlp.gate_proj", "ffn_gate", "ffn", "hidden"),
+    matrix(f"{_LAYER}.mlp.up_proj", "ffn_up", "ffn", "hidden"),
+    matrix(f"{_LAYER}.mlp.down_proj", "ffn_down", "hidden", "ffn"),
 )
 ENDS = (
     Rule("model.embed_tokens.weight", "token_embd.weight", ("vocab", "hidden")),
@@ -157,7 +74,7 @@ ENDS = (
 def draft_rules(layer: Iterable[Rule]) -> tuple[Rule, ...]:
     """The rules of the layer that predicts a second token: those of a layer with attention, and its own."""
     outer = (
-        _matrix("mtp.fc", "nextn.eh_proj", "hidden", "two_hidden"),
+        matrix("mtp.fc", "nextn.eh_proj", "hidden", "two_hidden"),
         norm_rule("mtp.pre_fc_norm_embedding", f"{_TO}.nextn.enorm"),
         norm_rule("mtp.pre_fc_norm_hidden", f"{_TO}.nextn.hnorm"),
         norm_rule("mtp.norm", f"{_TO}.nextn.shared_head_norm"),
@@ -169,25 +86,6 @@ def draft_rules(layer: Iterable[Rule]) -> tuple[Rule, ...]:
 def keys(arch: str, sizes: Hyperparameters) -> list[Key]:
     """The common keys, then DeltaNet's under the names that llama.cpp has for state space models."""
     return [*base_keys(arch, sizes), *delta_net_keys(arch, sizes), *section_keys(arch, sizes)]
-
-
-def delta_net_keys(arch: str, sizes: Hyperparameters) -> list[Key]:
-    """The keys of draft layers, DeltaNet and the kinds of layers, in the converter's order."""
-    config, dims = sizes.config, dimensions(sizes)
-    result = [Key(f"{arch}.nextn_predict_layers", "u32", sizes.n_draft)] if sizes.n_draft else []
-    recurrent = [not full for full in full_attention(config, sizes.n_layer)] + [False] * sizes.n_draft
-    interval = optional_size(config, "full_attention_interval") if config.get("layer_types") else None
-    return [
-        *result,
-        Key(f"{arch}.ssm.conv_kernel", "u32", dims["linear_kernel"]),
-        Key(f"{arch}.ssm.state_size", "u32", size(config, "linear_key_head_dim")),
-        Key(f"{arch}.ssm.group_count", "u32", size(config, "linear_num_key_heads")),
-        Key(f"{arch}.ssm.time_step_rank", "u32", dims["linear_value_heads"]),
-        Key(f"{arch}.ssm.inner_size", "u32", dims["linear_values"]),
-        Key(f"{arch}.attention.recurrent_layers", "bools", recurrent),
-        Key(f"{arch}.full_attention_interval", "u32", interval or _INTERVAL),
-        Key(f"{arch}.rope.dimension_count", "u32", int(sizes.head_dim * sizes.rope["partial_rotary_factor"])),
-    ]
 
 
 def section_keys(arch: str, sizes: Hyperparameters) -> list[Key]:
@@ -294,14 +192,6 @@ DROPPED = (
         when=lambda sizes: sizes.n_draft == 0,
     ),
 )
-
-
-def has_delta_net(config: Config, layer: int) -> bool:
-    """Whether a layer has Gated DeltaNet in place of attention."""
-    kinds = config.get("layer_types")
-    if kinds:
-        return bool(kinds[layer] == "linear_attention")
-    return (layer + 1) % int(given(config, "full_attention_interval", default=_INTERVAL)) != 0
 
 
 def rotary(config: Config) -> int:

@@ -7,6 +7,7 @@ in one tensor.
 from dataclasses import replace
 from typing import Any
 
+from quantkit.families.base.delta_net import DELTA_NET, delta_net_keys, dimensions
 from quantkit.families.base.family import Key, Rule
 from quantkit.families.base.hyperparameters import Hyperparameters, size
 from quantkit.families.qwen2moe import ROUTED, SHARED, every_layer_routed
@@ -15,13 +16,10 @@ from quantkit.families.qwen2moe import keys as expert_keys
 from quantkit.families.qwen3vl import QWEN3_5_PROJECTOR
 from quantkit.families.qwen35 import (
     DEFAULTS,
-    DELTA_NET,
     ENDS,
     GATED_ATTENTION,
     NORMS,
     check_sections,
-    delta_net_keys,
-    dimensions,
     draft_rules,
     prepare_delta_net,
     section_keys,

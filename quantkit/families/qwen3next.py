@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from quantkit.families.base.adjust import negative_exp
+from quantkit.families.base.delta_net import WITH_DELTA_NET, delta_net_keys
 from quantkit.families.base.family import Dropped, Family, Key, Rule, Take
 from quantkit.families.base.hyperparameters import Hyperparameters, size
 from quantkit.families.base.refusals import only
@@ -23,8 +24,6 @@ from quantkit.families.qwen35 import (
     NORMS,
     PREFIXES,
     TRAITS,
-    WITH_DELTA_NET,
-    delta_net_keys,
     draft_rules,
     observe,
     prepare_delta_net,
