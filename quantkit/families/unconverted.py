@@ -59,6 +59,10 @@ LIMITS = {
         ("BitNetForCausalLM", "BitnetForCausalLM"),
         "llama.cpp runs it with SiLU only, where BitNet b1.58 2B4T has ReLU squared",
     ),
+    **dict.fromkeys(
+        ("PLaMo2ForCausalLM", "Plamo2ForCausalLM"),
+        "its file states no attention heads for the first layer, with which llama.cpp computes without end",
+    ),
 }
 """Architecture -> what is wrong with the GGUF of that converter."""
 

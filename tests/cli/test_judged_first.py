@@ -66,6 +66,11 @@ def test_a_model_that_can_be_converted_is_fetched(hub: Hub, files: dict[str, byt
             {"architectures": ["PLMForCausalLM"]},
             "reads it, but llama.cpp aborts on it with flash attention, its default",
         ),
+        (
+            {"architectures": ["Plamo2ForCausalLM"]},
+            "reads it, but its file states no attention heads for the first layer, with which llama.cpp computes"
+            " without end",
+        ),
         ({"architectures": None, "model_type": "novel"}, "names no architecture"),
         ({"rope_scaling": {"rope_type": "longrope", "factor": 4.0}}, "cannot express rope scaling 'longrope'"),
         ({"num_attention_heads": 5}, "does not divide by num_attention_heads 5"),
