@@ -12,6 +12,7 @@ import torch
 
 from quantkit.checkpoint import open_checkpoint
 from quantkit.families.base.native import Native
+from quantkit.stream.sample_states import StreamOptions
 from tests.stream.test_stream import streamed
 
 
@@ -20,7 +21,7 @@ def main(folder: Path, names: list[str]) -> None:
         results: dict[str, Any] = {}
         with open_checkpoint(str(folder / name)) as checkpoint:
             kept, layers, results["last"] = streamed(
-                Native(checkpoint), folder / "with-torch", device=torch.device("cpu")
+                Native(checkpoint), folder / "with-torch", StreamOptions(device=torch.device("cpu"))
             )
         for layer in layers:
             for group in layer.inputs:

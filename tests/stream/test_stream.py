@@ -65,11 +65,13 @@ def tokens_for(native: Native) -> np.ndarray:
     return np.random.default_rng(1).integers(3, int(native.config["vocab_size"]), SHAPE).astype(np.int32)
 
 
-def streamed(native: Native, folder: Path, *, gram: bool = True) -> tuple[Kept, list[LayerLinears], np.ndarray]:
+def streamed(
+    native: Native, folder: Path, options: StreamOptions = StreamOptions()
+) -> tuple[Kept, list[LayerLinears], np.ndarray]:
     """All layers through the stream; what a watcher saw, the layers, the last states."""
     tokens, kept = tokens_for(native), Kept()
     folder.mkdir(exist_ok=True)
-    with Stream(native, tokens, folder, threads=2, options=StreamOptions(gram=gram)) as stream:
+    with Stream(native, tokens, folder, threads=2, options=options) as stream:
         stream.embed()
         count = native.decoder.n_layers
         for number in range(count):
@@ -196,7 +198,7 @@ def test_without_gram_matrices_the_squares_are_the_same(name: str, tmp_path: Pat
     with open_checkpoint(str(write_checkpoint(name, tmp_path / name))) as checkpoint:
         native = Native(checkpoint)
         whole, layers, last = streamed(native, tmp_path / "a")
-        squares, _, same = streamed(native, tmp_path / "b", gram=False)
+        squares, _, same = streamed(native, tmp_path / "b", StreamOptions(gram=False))
     assert np.array_equal(last, same)
     for layer in layers:
         for group in layer.inputs:
