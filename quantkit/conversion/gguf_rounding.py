@@ -6,6 +6,7 @@ pass over the model.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from gguf import GGMLQuantizationType
@@ -18,7 +19,7 @@ from quantkit.forward.arrays import device, place, square
 from quantkit.gguf.blocks import FORMATS
 from quantkit.gguf.kernels import dequantize_rows
 from quantkit.outputs.model import ModelTensor
-from quantkit.quant.asymmetric import Correction, correction, gains
+from quantkit.quant.asymmetric import Correction, correction, gains, held_out_part
 from quantkit.quant.feedback import Curvature, curvature, quantize_with_feedback, rows_at_once
 from quantkit.quant.held_out import GGUF_RULE, HeldOut, choose_trust, step_sizes
 from quantkit.stream.rounded import AsymmetricSums
@@ -42,29 +43,39 @@ def prepare_input(
 ) -> PreparedInput | str:
     """H of the input, and the correction of the weights; or why H cannot be used.
 
+    Of the correction, the part is made that is best for the held-out samples, by some rows of `matrix`.
+
     n_rows: those of all matrices that read the input.
     """
-    statistics, cross = (sums.statistics, sums.cross) if isinstance(sums, AsymmetricSums) else (sums, None)
+    statistics = sums.statistics if isinstance(sums, AsymmetricSums) else sums
+    crosses = [sums.cross, sums.held_out] if isinstance(sums, AsymmetricSums) else []
     gram, held_out = statistics.gram, statistics.held_out
     assert gram is not None and held_out is not None
     workers = workers if device(gram) is None else SERIAL
     if matrix.columns is not None:
         order = place(matrix.columns, device(gram))
         gram, held_out = square(gram, order), square(held_out, order)
-        cross = None if cross is None else square(cross, order)
+        crosses = [square(cross, order) for cross in crosses]
     if move is not None:
         gram, held_out = move.moved.order.gram(gram), move.moved.order.gram(held_out)
-        cross = None if cross is None else move.moved.order.gram(cross)
+        crosses = [move.moved.order.gram(cross) for cross in crosses]
     count, name = statistics.gram_tokens, f"the input of {matrix.tensor.name}"
     try:
         rows = matrix.middle_rows(_SAMPLED_ROWS)
-        steps = step_sizes(rows if move is None else move.moved.order.columns(rows), _GROUP)
+        rows = rows if move is None else move.moved.order.columns(rows)
+        steps = step_sizes(rows, _GROUP)
         held = HeldOut(held_out, statistics.held_out_tokens)
         trust = choose_trust(gram, count, held, steps, workers, rule=GGUF_RULE)
-        by = curvature(gram, count, damp=trust.damp, shrink=trust.shrink, name=name, workers=workers)
+        limits: dict[str, Any] = {"damp": trust.damp, "shrink": trust.shrink, "name": name, "workers": workers}
+        part = 1.0
+        if crosses and trust.error is not None:
+            others = curvature(gram - held_out, count - held.count, **limits)
+            part = held_out_part(place(rows, device(gram)), crosses[0], crosses[1], held_out, others)
+            del others
+        by = curvature(gram, count, **limits)
     except CalibrationError as error:
         return str(error)
-    return PreparedInput(by, None if cross is None else correction(cross, by, n_rows, workers))
+    return PreparedInput(by, correction(crosses[0], by, n_rows, workers, part=part) if crosses else None)
 
 
 @dataclass(frozen=True)

@@ -191,7 +191,7 @@ def asymmetric_memory(layers: Sequence[LayerLinears]) -> int:
     """Bytes that asymmetric rounding adds: the rounded weights of a layer, a matrix, sums and a factor of an input."""
 
     def need(entry: Input) -> int:
-        return max(linear.n_in * linear.n_out for linear in entry.linears) + 3 * entry.width**2
+        return max(linear.n_in * linear.n_out for linear in entry.linears) + 4 * entry.width**2
 
     widest = max(need(entry) for layer in layers for entry in layer.inputs)
     experts = max(
@@ -226,10 +226,10 @@ def device_memory(layers: Sequence[LayerLinears], seq_len: int, *, gram: bool, a
         sums = 2 * 4 * sum(entry.width**2 for entry in inputs)
         matrix = 4 * widest**2
         if asymmetric:
-            # three more sums; the weights of both streams in float32; the correction, and what it is computed with
+            # four more sums; the weights of both streams in float32; the correction, and what it is computed with
             both = 8 * sum(linear.n_in * linear.n_out for linear in loaded)
             quantizing = max(_ASYMMETRIC_COPIES * matrix, 3 * matrix + _ROUNDED_BYTES)
-            return sums + 3 * matrix + max(weights + both + 2 * tokens, weights // 2 + quantizing)
+            return sums + 4 * matrix + max(weights + both + 2 * tokens, weights // 2 + quantizing)
         quantizing = max(_DEVICE_COPIES * matrix, 2 * matrix + _ROUNDED_BYTES)
         return sums + max(weights + tokens, weights // 2 + quantizing)
 

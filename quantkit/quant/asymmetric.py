@@ -42,7 +42,7 @@ class Correction:
     once for all W, or for those of W D, where the input has more columns than its matrices have rows.
 
     cross: D, float32 (n_in, n_in). inverses: of T's diagonal blocks. matrix: D H^-1, if it was computed.
-    scale: by which the columns of W are multiplied and the inputs divided, (n_in,).
+    scale: by which the columns of W are multiplied and the inputs divided, (n_in,). part: of the change that is made.
     """
 
     cross: Array
@@ -50,6 +50,7 @@ class Correction:
     inverses: Sequence[Array]
     matrix: Array | None = None
     scale: Array | None = None
+    part: float = 1.0
 
     def of(self, weights: Array, workers: Workers = SERIAL) -> Array:
         """The change of `weights`, float32 (n_out, n_in)."""
@@ -58,31 +59,51 @@ class Correction:
         change: Array = self._solved(weights, workers) if self.matrix is None else weights @ self.matrix
         if self.scale is not None:
             change *= self.scale
+        if self.part != 1:
+            change *= self.part
         return change
 
     def _solved(self, weights: Array | None, workers: Workers) -> Array:
         """W D H^-1, or D H^-1 without weights."""
-        by, triangle = self.by, self.by.feedback
-        pivots = by.importance[by.order]
 
         def some(rows: slice) -> Array:
             crossed = self.cross[rows] if weights is None else weights[rows] @ self.cross
-            halfway = propagated_back(contiguous(crossed[:, by.order]), triangle, self.inverses)
-            halfway /= pivots
-            return taken_back(propagated(halfway, triangle, self.inverses), by.order)
+            return _times_inverse(crossed, self.by, self.inverses)
 
         count = len(self.cross if weights is None else weights)
         solved: Array = namespace(self.cross).concatenate(workers.map(some, list(parts(count, _ROWS))))
         return solved
 
 
-def correction(cross: Array, curvature: Curvature, n_rows: int, workers: Workers = SERIAL) -> Correction:
+def _times_inverse(matrix: Array, by: Curvature, inverses: Sequence[Array]) -> Array:
+    """`matrix` (n, n_in) times H^-1."""
+    halfway = propagated_back(contiguous(matrix[:, by.order]), by.feedback, inverses)
+    halfway /= by.importance[by.order]
+    return taken_back(propagated(halfway, by.feedback, inverses), by.order)
+
+
+def correction(
+    cross: Array, curvature: Curvature, n_rows: int, workers: Workers = SERIAL, *, part: float = 1.0
+) -> Correction:
     """The correction of matrices that have `n_rows` rows together.
 
-    cross: D, float32 (n_in, n_in), the sum of (x - x~) x~' over the tokens of `curvature`.
+    cross: D, float32 (n_in, n_in), the sum of (x - x~) x~' over the tokens of `curvature`. part: see `held_out_part`.
     """
-    by = Correction(cross, curvature, block_inverses(curvature.feedback))
+    by = Correction(cross, curvature, block_inverses(curvature.feedback), part=part)
     return by if n_rows < len(cross) else replace(by, matrix=by._solved(None, workers))
+
+
+def held_out_part(weights: Array, cross: Array, held_cross: Array, held_gram: Array, by: Curvature) -> float:
+    """The part of the change of weights, float32 (n, n_in), that is best for held-out samples: 0 to 1.
+
+    With few tokens most of a change is chance, which adds to the error on all other texts. By least squares over the
+    held-out samples, for the change that the other samples give.
+
+    cross, held_cross: D of all samples, and of those held out. held_gram: H of these. by: of the H of the others.
+    """
+    change = _times_inverse(weights @ cross - weights @ held_cross, by, block_inverses(by.feedback))
+    energy = inner_product(change @ held_gram, change)
+    return min(1.0, max(0.0, inner_product(weights @ held_cross, change) / energy)) if energy > 0 else 0.0
 
 
 def factored_correction(cross: Array, factored: Factor, n_rows: int, workers: Workers = SERIAL) -> Correction:

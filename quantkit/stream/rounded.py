@@ -15,7 +15,7 @@ from quantkit.machine import release_freed_memory
 from quantkit.stream.layer import keys_of
 from quantkit.stream.routing import EXPERT_FLOOR, RoutedExpert
 from quantkit.stream.states import states_file
-from quantkit.stream.statistics import WIDE_BLOCK, Statistics, samples_at_once
+from quantkit.stream.statistics import HELD_OUT, WIDE_BLOCK, Statistics, samples_at_once
 from quantkit.stream.stream import Stream
 from quantkit.stream.watcher import Tensors
 from quantkit.workers import SERIAL, Workers, parts
@@ -32,10 +32,12 @@ class AsymmetricSums:
     """Sums over the tokens of an input x of the source and the same input x~ of the rounded model.
 
     `statistics`: of x~. `cross`: the sum of (x - x~) x~', float32 (width, width), where the Gram matrix is.
+    `held_out`: that of the samples which `statistics` holds out, a part of `cross`.
     """
 
     statistics: Statistics
     cross: Array
+    held_out: Array
 
 
 class RoundedStream:
@@ -152,40 +154,54 @@ class _Sums(AsymmetricSums):
     def of(cls, width: int, to: Any) -> "_Sums":
         """Empty sums on the device `to`."""
         statistics = Statistics.of(width, gram=True, to=to)
-        return cls(statistics, place(np.zeros((width, width), np.float32), to))
+        cross, held_out = (place(np.zeros((width, width), np.float32), to) for _ in range(2))
+        return cls(statistics, cross, held_out)
 
     def add(self, pairs: Pairs, extra: Pairs, workers: Workers) -> None:
         """Count the tokens of `pairs`; those of `extra` count as in `Statistics.add`, and in `cross`."""
         on_device, is_wide = device(self.cross) is not None, self.statistics.is_wide
         together = max(1, len(pairs)) if on_device else 1 if is_wide else _TOGETHER
         groups = [pairs[some] for some in parts(len(pairs), together)]
+        before, by_use = self.statistics.pieces, list[tuple[bool, Pairs]]()
+        for group in groups:
+            by_use += self._by_use(group, before)
+            before += len(group)
+        by_use.append((False, extra))
         if on_device:
             self._count(groups, extra, SERIAL)
-            self._add_rows([*groups, extra], slice(None))
+            self._add_rows(by_use, slice(None))
         elif is_wide:
             self._count(groups, extra, workers)
             rows = list(parts(len(self.cross), WIDE_BLOCK))
-            for group in (*groups, extra):
-                workers.map(partial(self._add_rows, [group]), rows)
+            for some in by_use:
+                workers.map(partial(self._add_rows, [some]), rows)
         else:
             rows = list(parts(len(self.cross), _ROWS))
             jobs = [
                 partial(self._count, groups, extra, SERIAL),
-                *(partial(self._add_rows, [*groups, extra], some) for some in rows),
+                *(partial(self._add_rows, by_use, some) for some in rows),
             ]
             workers.map(lambda job: job(), jobs)
+
+    def _by_use(self, group: Pairs, before: int) -> list[tuple[bool, Pairs]]:
+        """The pairs of a group that are held out, and the others. `before`: samples that were counted before."""
+        numbered = list(enumerate(group, before + 1))
+        return [(use, [pair for number, pair in numbered if (number % HELD_OUT == 0) == use]) for use in (True, False)]
 
     def _count(self, groups: Sequence[Pairs], extra: Pairs, workers: Workers) -> None:
         for group in groups:
             self.statistics.add([seen for _, seen in group], (), workers)
         self.statistics.add((), [seen for _, seen in extra], workers)
 
-    def _add_rows(self, groups: Sequence[Pairs], rows: slice) -> None:
-        """Add to rows of `cross`."""
+    def _add_rows(self, groups: Sequence[tuple[bool, Pairs]], rows: slice) -> None:
+        """Add to rows of `cross`, and of `held_out` the groups that are."""
         xp = namespace(self.cross)
-        for group in groups:
+        for is_held_out, group in groups:
             if group:
                 difference = [x[:, rows] - seen[:, rows] for x, seen in group]
                 inputs = [seen for _, seen in group]
                 d, x = (of[0] if len(of) == 1 else xp.concatenate(of) for of in (difference, inputs))
-                self.cross[rows] += d.T @ x
+                products = d.T @ x
+                self.cross[rows] += products
+                if is_held_out:
+                    self.held_out[rows] += products

@@ -8,7 +8,7 @@ from gguf import GGMLQuantizationType
 
 from quantkit.gguf.blocks import FORMATS
 from quantkit.gguf.kernels import dequantize_rows, quantize_rows
-from quantkit.quant.asymmetric import Aim, correction, factored_correction, holds_exactly
+from quantkit.quant.asymmetric import Aim, correction, factored_correction, held_out_part, holds_exactly
 from quantkit.quant.factor import Damping, factor
 from quantkit.quant.feedback import curvature
 from quantkit.quant.grid import Array
@@ -51,6 +51,38 @@ def test_corrected_weights_give_outputs_nearer_to_the_sources() -> None:
     by = correction((x - seen).T @ seen, curvature(gram(seen), N_TOKENS, shrink=0.1, damp=0.01), 48)
     plain, corrected = (np.linalg.norm(x @ w.T - seen @ target.T) for target in (w, w + by.of(w)))
     assert corrected < 0.5 * plain
+
+
+def part_of(x: Array, seen: Array) -> float:
+    """The part of the change of 40 rows, with every fourth block of 50 tokens held out."""
+    held = np.arange(len(x)) // 50 % 4 == 3
+    crosses = [(x[some] - seen[some]).T @ seen[some] for some in (slice(None), held)]
+    others = curvature(gram(seen[~held]), int((~held).sum()), shrink=0.3, damp=0.03)
+    return held_out_part(weight(40, N_IN), crosses[0], crosses[1], gram(seen[held]), others)
+
+
+def by_chance(like: Array, size: float) -> Array:
+    """Errors that nothing predicts."""
+    return (size * like.std() * np.random.default_rng(7).standard_normal(like.shape)).astype(np.float32)
+
+
+def test_the_part_of_a_change_is_the_best_one_for_held_out_tokens() -> None:
+    x, seen = rounded_inputs()
+    x = x + by_chance(x, 0.06)
+    held = np.arange(len(x)) // 50 % 4 == 3
+    by = curvature(gram(seen[~held]), int((~held).sum()), shrink=0.3, damp=0.03)
+    w = weight(40, N_IN)
+    change = correction((x[~held] - seen[~held]).T @ seen[~held], by, 40).of(w).astype(np.float64)
+    wanted, made = (x[held] - seen[held]) @ w.T.astype(np.float64), seen[held] @ change.T
+    best = np.sum(wanted * made) / np.sum(made * made)
+    assert 0.3 < best < 0.95
+    assert part_of(x, seen) == pytest.approx(best, rel=1e-3)
+
+
+def test_a_change_by_chance_is_not_made() -> None:
+    seen = rounded_inputs()[1]
+    assert part_of(seen + by_chance(seen, 0.1), seen) < 0.1
+    assert part_of(seen, seen) == 0
 
 
 @pytest.mark.parametrize("kind", FORMATS)

@@ -16,7 +16,7 @@ from quantkit.forward.weights import Array, Weights, rows_of_whole
 from quantkit.stream import rounded as rounded_module
 from quantkit.stream.kept import KeptValues, kept_width
 from quantkit.stream.rounded import AsymmetricSums, RoundedStream
-from quantkit.stream.statistics import Statistics
+from quantkit.stream.statistics import HELD_OUT, Statistics
 from quantkit.stream.stream import Stream, StreamOptions
 from quantkit.stream.watcher import Tensors
 from tests.families.expected import write_checkpoint
@@ -85,6 +85,16 @@ def assert_sums(sums: AsymmetricSums, x: np.ndarray, seen: np.ndarray) -> None:
     assert np.abs(difference.T @ seen / scales).max() > 1e-3 or np.abs(difference).max() < 1e-4
 
 
+def assert_held_out(sums: AsymmetricSums, x: np.ndarray, seen: np.ndarray, length: int) -> None:
+    """The sum over every fourth sample, all of `length` tokens, whose Gram matrix is held out too."""
+    held = (np.arange(len(x)) // length + 1) % HELD_OUT == 0
+    x, seen = x[held], seen[held]
+    assert sums.statistics.held_out_tokens == len(x) > 0
+    scale = np.linalg.norm(x) * np.linalg.norm(seen)
+    np.testing.assert_allclose(sums.held_out / scale, (x - seen).T @ seen / scale, atol=2e-5)
+    assert np.abs(sums.held_out - sums.cross).max() > 0 or not np.abs(x - seen).max()
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_both_inputs_are_those_of_the_forwards(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rounded_module, "EXPERT_FLOOR", 0)
@@ -116,6 +126,7 @@ def test_both_inputs_are_those_of_the_forwards(name: str, tmp_path: Path, monkey
             sums, linear = watched.sums[layer.number, entry.key], entry.linears[0]
             if entry.expert is None:
                 assert_sums(sums, plain[linear.name], seen[linear.name])
+                assert_held_out(sums, plain[linear.name], seen[linear.name], tokens_for(native).shape[1])
             elif linear.index is None and linear.name in seen:
                 assert_sums(sums, of_expert(layer, entry.expert, entry.key, plain, seen, source), seen[linear.name])
             else:
