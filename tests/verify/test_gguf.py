@@ -10,7 +10,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-import quantkit.families.base.mapping
+import quantkit.families.base.cuts
 import quantkit.verify.files
 import quantkit.verify.source_logits
 from quantkit.checkpoint import open_checkpoint
@@ -123,7 +123,7 @@ def test_rows_left_in_the_checkpoints_order_are_caught_by_the_logits(
 ) -> None:
     """The mapping itself may be wrong: rows then agree with what was read, and only running the file tells."""
     monkeypatch.setattr(
-        quantkit.families.base.mapping, "interleave_rotary_rows", lambda _heads, rows: np.arange(rows, dtype=np.int64)
+        quantkit.families.base.cuts, "interleave_rotary_rows", lambda _heads, rows: np.arange(rows, dtype=np.int64)
     )
     assert failed(written(checkpoint, tmp_path)) == ["logits"]
 
