@@ -161,11 +161,12 @@ class _Sums(AsymmetricSums):
         """Count the tokens of `pairs`; those of `extra` count as in `Statistics.add`, and in `cross`."""
         on_device, is_wide = device(self.cross) is not None, self.statistics.is_wide
         together = max(1, len(pairs)) if on_device else 1 if is_wide else _TOGETHER
-        groups = [pairs[some] for some in parts(len(pairs), together)]
-        before, by_use = self.statistics.pieces, list[tuple[bool, Pairs]]()
-        for group in groups:
-            by_use += self._by_use(group, before)
-            before += len(group)
+        chunks, first = list(parts(len(pairs), together)), self.statistics.pieces + 1
+        groups = [pairs[some] for some in chunks]
+        numbered = [((first + number) % HELD_OUT == 0, pair) for number, pair in enumerate(pairs)]
+        by_use: list[tuple[bool, Pairs]] = [
+            (use, [pair for held, pair in numbered[some] if held == use]) for some in chunks for use in (True, False)
+        ]
         by_use.append((False, extra))
         if on_device:
             self._count(groups, extra, SERIAL)
@@ -182,11 +183,6 @@ class _Sums(AsymmetricSums):
                 *(partial(self._add_rows, by_use, some) for some in rows),
             ]
             workers.map(lambda job: job(), jobs)
-
-    def _by_use(self, group: Pairs, before: int) -> list[tuple[bool, Pairs]]:
-        """The pairs of a group that are held out, and the others. `before`: samples that were counted before."""
-        numbered = list(enumerate(group, before + 1))
-        return [(use, [pair for number, pair in numbered if (number % HELD_OUT == 0) == use]) for use in (True, False)]
 
     def _count(self, groups: Sequence[Pairs], extra: Pairs, workers: Workers) -> None:
         for group in groups:
