@@ -120,6 +120,10 @@ class Format(ABC):
     def check(self, request: FolderRequest) -> None:  # noqa: B027 (most formats take every request)
         """Raises UsageError for options that the format does not have."""
 
+    def warning(self, request: FolderRequest) -> str | None:
+        """A sentence for options that few loaders read; None for all others."""
+        return None
+
     @abstractmethod
     def why_not(self, grid: Grid, n_in: int, n_out: int, *, last: bool = True) -> str | None:
         """Why the format cannot store a matrix of `n_in` inputs and `n_out` outputs; None if it can.

@@ -154,6 +154,15 @@ def test_propagating_what_is_quantized_gives_other_weights(
     assert different == {"model.safetensors"}
 
 
+@pytest.mark.parametrize(("method", "bits", "is_warned"), [("awq", 3, True), ("awq", 4, False), ("gptq", 3, False)])
+def test_widths_that_few_loaders_read_have_a_warning(
+    method: str, bits: int, is_warned: bool, here: Here, sound: Path, tmp_path: Path
+) -> None:
+    answer = here(method, sound, *SMALL, "--bits", bits, "--dry-run", "-o", tmp_path)
+    assert answer.code == 0
+    assert ("load AWQ of 4 bits only; more loaders read GPTQ of 3 bits" in answer.stderr) == is_warned
+
+
 def test_the_gguf_part_is_what_the_importance_matrix_written_and_read_gives(here: Here, tmp_path: Path) -> None:
     """`quantkit imatrix` and `quantkit gguf --imatrix` are held against llama.cpp's own tools elsewhere."""
     source = tiny_llama(tmp_path / "model", variant="mixtral", intermediate=256)
