@@ -5,35 +5,23 @@ DeepSeek's own code. Published experts are in MXFP4 (OCP Microscaling Formats 1.
 bits in another order, without loss.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
-from quantkit.errors import CheckpointError, UnsupportedError
 from quantkit.families.base.family import Dropped, Family, Key, Rule
-from quantkit.families.base.hyperparameters import Hyperparameters, number, optional_size, size
+from quantkit.families.base.hyperparameters import Hyperparameters, number, size
 from quantkit.families.base.keys import base_keys
-from quantkit.families.base.refusals import SILU, only
 from quantkit.families.base.traits import Traits
+from quantkit.families.deepseek4_config import HEAVY, NAME, SPARSE, STREAMS, positive, prepare
 from quantkit.forward.config_keys import Config
 from quantkit.forward.description import Architecture, Experts, FeedForward, HyperConnections
 from quantkit.forward.mixers import CompressedAttention
 from quantkit.forward.parts import Form
 from quantkit.forward.settings import number_of
 
-_FAMILY = "DeepSeek-V4"
 _AT, _TO = "layers.{layer}", "blk.{layer}"
 _BLOCK_VALUES, _BLOCK_BYTES = 32, 16
-# constants of llama.cpp's graph
-_STREAMS = 4
-_SPARSE, _HEAVY = 4, 128
-# transformers' defaults: the share of a head that rotates, and the layers that choose experts by token
-_ROTARY, _HASHED = 64 / 512, 3
-_KINDS = {
-    "sliding_attention": 0,
-    "compressed_sparse_attention": _SPARSE,
-    "heavily_compressed_attention": _HEAVY,
-}
 
 # transformers' DeepseekV4Config.
 DEFAULTS: dict[str, dict[str, Any]] = {
@@ -130,10 +118,10 @@ RULES = (
     _matrix("attn.kv_norm", "attn_kv_a_norm", "head_dim"),
     _matrix("attn.wo_a", "attn_output_a", "groups", "group"),
     _matrix("attn.wo_b", "attn_output_b", "hidden", "groups"),
-    *_compressor("attn.compressor", "attn_compressor", "head_dim", "channels", (_SPARSE, _HEAVY)),
-    _matrix("attn.indexer.weights_proj", "indexer.proj", "index_heads", "hidden", layers=_with_ratio(_SPARSE)),
-    _matrix("attn.indexer.wq_b", "indexer.attn_q_b", "index_queries", "q_latent", layers=_with_ratio(_SPARSE)),
-    *_compressor("attn.indexer.compressor", "indexer_compressor", "index_width", "index_channels", (_SPARSE,)),
+    *_compressor("attn.compressor", "attn_compressor", "head_dim", "channels", (SPARSE, HEAVY)),
+    _matrix("attn.indexer.weights_proj", "indexer.proj", "index_heads", "hidden", layers=_with_ratio(SPARSE)),
+    _matrix("attn.indexer.wq_b", "indexer.attn_q_b", "index_queries", "q_latent", layers=_with_ratio(SPARSE)),
+    *_compressor("attn.indexer.compressor", "indexer_compressor", "index_width", "index_channels", (SPARSE,)),
     *_streams("attn"),
     _matrix("ffn_norm", "ffn_norm", "hidden"),
     *_streams("ffn"),
@@ -150,8 +138,8 @@ RULES = (
     Rule("embed.weight", "token_embd.weight", ("vocab", "hidden")),
     Rule("norm.weight", "output_norm.weight", ("hidden",)),
     Rule("head.weight", "output.weight", ("vocab", "hidden")),
-    Rule("hc_head_fn", "output_hc_fn.weight", (str(_STREAMS), "streams")),
-    Rule("hc_head_base", "output_hc_base.weight", (str(_STREAMS),)),
+    Rule("hc_head_fn", "output_hc_fn.weight", (str(STREAMS), "streams")),
+    Rule("hc_head_base", "output_hc_base.weight", (str(STREAMS),)),
     Rule("hc_head_scale", "output_hc_scale.weight", ("1",)),
 )
 
@@ -168,8 +156,8 @@ def _dimensions(sizes: Hyperparameters) -> dict[str, int]:
         "index_width": width,
         "index_queries": heads * width,
         "index_channels": 2 * width,
-        "streams": _STREAMS * sizes.hidden,
-        "stream_mix": (2 + _STREAMS) * _STREAMS,
+        "streams": STREAMS * sizes.hidden,
+        "stream_mix": (2 + STREAMS) * STREAMS,
         "expert_ffn": expert,
         "shared_ffn": expert * size(config, "n_shared_experts"),
         # for rows that are not whole blocks, the shape check of the blocks fails
@@ -181,132 +169,12 @@ def _dimensions(sizes: Hyperparameters) -> dict[str, int]:
 
 def _layer_dimensions(sizes: Hyperparameters, layer: int) -> dict[str, int]:
     ratio = sizes.config["compress_ratios"][layer]
-    return {"ratio": ratio, "channels": (2 if ratio == _SPARSE else 1) * sizes.head_dim}
-
-
-def _prepare(config: dict[str, Any]) -> dict[str, Any]:
-    """Refuse what llama.cpp's graph does not have; state the settings by DeepSeek's own names."""
-    only(config, "hidden_act", *SILU, family=_FAMILY)
-    only(config, "attention_bias", False, family=_FAMILY)
-    only(config, "mlp_bias", False, family=_FAMILY)
-    only(config, "tie_word_embeddings", False, family=_FAMILY)
-    only(config, "num_key_value_heads", 1, family=_FAMILY)
-    only(config, "hc_mult", _STREAMS, family=_FAMILY)
-    only(config, "scoring_func", "sqrtsoftplus", family=_FAMILY)
-    only(config, "topk_method", "noaux_tc", family=_FAMILY)
-    # the model's code always normalises the weights of its experts
-    only(config, "norm_topk_prob", True, family=_FAMILY)
-    config["qk_rope_head_dim"] = _rotary(config)
-    config["compress_ratios"] = _ratios(config)
-    config["num_hash_layers"] = _hash_layers(config)
-    config = _rope(config)
-    heads, groups = size(config, "num_attention_heads"), size(config, "o_groups")
-    if heads % groups:
-        raise CheckpointError(
-            f"config.json: num_attention_heads {heads} does not divide by o_groups {groups}; correct one of them"
-        )
-    # a power of two, for the Hadamard rotation of index queries and keys, and no narrower than what rotates
-    widths = (1 << n for n in range(6, 12) if 1 << n >= config["qk_rope_head_dim"])
-    only(config, "index_head_dim", *widths, family=_FAMILY)
-    return config
-
-
-def _rotary(config: Mapping[str, Any]) -> int:
-    """Rotated values of a head: `qk_rope_head_dim`, or a share as transformers saves it. They are its last ones."""
-    width, stated = size(config, "head_dim"), optional_size(config, "qk_rope_head_dim")
-    share = number(config, "partial_rotary_factor")
-    if stated is None or share is not None:
-        rotary = int(width * (_ROTARY if share is None else share))
-        if stated not in (None, rotary):
-            raise CheckpointError(
-                f"config.json: qk_rope_head_dim is {stated}, but partial_rotary_factor {share} makes it {rotary};"
-                " remove one of them"
-            )
-        stated = rotary
-    if not 0 < stated <= width or stated % 2:
-        raise CheckpointError(
-            f"config.json: {stated} values of a head rotate (qk_rope_head_dim or partial_rotary_factor); the number"
-            f" must be even, and from 2 to head_dim, which is {width}"
-        )
-    return stated
-
-
-def _ratios(config: Mapping[str, Any]) -> list[int]:
-    """How many tokens each layer compresses into one: `compress_ratios`, or `layer_types` as transformers saves them.
-
-    The list may go on for the layers that predict a later token.
-    """
-    layers, kinds, ratios = size(config, "num_hidden_layers"), config.get("layer_types"), config.get("compress_ratios")
-    if kinds is None and ratios is None:
-        sparse = "compressed_sparse_attention"
-        kinds = [sparse if layer > 1 and layer % 2 else "heavily_compressed_attention" for layer in range(layers)]
-    if kinds is not None:
-        rates = config.get("compress_rates")
-        for name, ratio in _KINDS.items():
-            if ratio and isinstance(rates, Mapping):
-                only(rates, name, ratio, family=_FAMILY)
-        of_kinds = [_KINDS.get(str(kind), -1) for kind in kinds] if isinstance(kinds, list) else []
-        if isinstance(ratios, list) and ratios[:layers] != of_kinds[:layers]:
-            raise CheckpointError("config.json: layer_types and compress_ratios contradict each other; remove one")
-        ratios = of_kinds if ratios is None else ratios
-    known = _KINDS.values()
-    if not isinstance(ratios, list) or len(ratios) < layers or any(ratio not in known for ratio in ratios):
-        raise UnsupportedError(
-            f"config.json: compress_ratios (or layer_types) must have one entry for each of {layers} layers, and"
-            f" llama.cpp runs {_FAMILY} only with ratios of {', '.join(map(str, known))}"
-        )
-    return [int(ratio) for ratio in ratios]
-
-
-def _hash_layers(config: Mapping[str, Any]) -> int:
-    """How many layers, the first ones, choose experts by token: stated, or by the `mlp_layer_types`."""
-    layers, kinds = size(config, "num_hidden_layers"), config.get("mlp_layer_types")
-    if kinds is None:
-        stated = number(config, "num_hash_layers")
-        count = _HASHED if stated is None else int(stated)
-        if count < 0:
-            raise CheckpointError(f"config.json: num_hash_layers is {count}; it must be 0 or more")
-        return min(count, layers)
-    count = kinds.count("hash_moe") if isinstance(kinds, list) else 0
-    if kinds != ["hash_moe"] * count + ["moe"] * (layers - count):
-        raise UnsupportedError(
-            f"config.json: mlp_layer_types is not hash_moe in the first and moe in all others of {layers} layers, and"
-            f" llama.cpp runs {_FAMILY} only so; a GGUF cannot express this setting"
-        )
-    return count
-
-
-def _positive(config: Mapping[str, Any], name: str) -> float:
-    value = number(config, name)
-    if value is None or value <= 0:
-        raise CheckpointError(f"config.json: {name} must be a positive number, not {value}; correct it")
-    return value
-
-
-def _rope(config: dict[str, Any]) -> dict[str, Any]:
-    """The scaling of layers that compress as the model's; transformers saves both under names of their own."""
-    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    if (
-        isinstance(rope, Mapping)
-        and isinstance(rope.get("main"), Mapping)
-        and isinstance(rope.get("compress"), Mapping)
-    ):
-        main, rope = rope["main"], dict(rope["compress"])
-        only(main, "rope_type", "default", family=_FAMILY)
-        compress_theta = rope.pop("rope_theta", None) or config.get("compress_rope_theta")
-        rope.pop("partial_rotary_factor", None)
-        config = {**config, "compress_rope_theta": compress_theta, "rope_parameters": rope}
-        config["rope_theta"] = main.get("rope_theta") or config.get("rope_theta")
-    if isinstance(rope, Mapping) and (rope.get("rope_type") or rope.get("type")) == "yarn":
-        with_yarn = f"{_FAMILY} with YaRN"
-        only(rope, "truncate", True, family=with_yarn)
-        only(rope, "attention_factor", 1.0, family=with_yarn)
-    return config
+    return {"ratio": ratio, "channels": (2 if ratio == SPARSE else 1) * sizes.head_dim}
 
 
 def _keys(arch: str, sizes: Hyperparameters) -> list[Key]:
     """In the order of llama.cpp's converter (conversion/deepseek.py)."""
-    config, limit = sizes.config, _positive(sizes.config, "swiglu_limit")
+    config, limit = sizes.config, positive(sizes.config, "swiglu_limit")
     attention, streams = f"{arch}.attention", f"{arch}.hyper_connection"
     return [
         *base_keys(arch, sizes),
@@ -315,7 +183,7 @@ def _keys(arch: str, sizes: Hyperparameters) -> list[Key]:
         Key(f"{attention}.sliding_window", "u32", size(config, "sliding_window")),
         Key(f"{arch}.expert_feed_forward_length", "u32", size(config, "moe_intermediate_size")),
         Key(f"{arch}.expert_shared_count", "u32", size(config, "n_shared_experts")),
-        Key(f"{arch}.expert_weights_scale", "f32", _positive(config, "routed_scaling_factor")),
+        Key(f"{arch}.expert_weights_scale", "f32", positive(config, "routed_scaling_factor")),
         Key(f"{arch}.expert_weights_norm", "bool", True),
         Key(f"{arch}.swiglu_clamp_exp", "f32s", [limit] * sizes.n_layer),
         Key(f"{arch}.swiglu_clamp_shexp", "f32s", [limit] * sizes.n_layer),
@@ -325,12 +193,12 @@ def _keys(arch: str, sizes: Hyperparameters) -> list[Key]:
         Key(f"{attention}.output_group_count", "u32", size(config, "o_groups")),
         Key(f"{attention}.output_lora_rank", "u32", size(config, "o_lora_rank")),
         Key(f"{attention}.compress_ratios", "i32s", config["compress_ratios"]),
-        Key(f"{attention}.compress_rope_freq_base", "f32", _positive(config, "compress_rope_theta")),
-        Key(f"{streams}.count", "u32", _STREAMS),
+        Key(f"{attention}.compress_rope_freq_base", "f32", positive(config, "compress_rope_theta")),
+        Key(f"{streams}.count", "u32", STREAMS),
         Key(f"{streams}.sinkhorn_iterations", "u32", size(config, "hc_sinkhorn_iters")),
-        Key(f"{streams}.epsilon", "f32", _positive(config, "hc_eps")),
+        Key(f"{streams}.epsilon", "f32", positive(config, "hc_eps")),
         Key(f"{arch}.hash_layer_count", "u32", config["num_hash_layers"]),
-        Key(f"{arch}.embedding_length_out", "u32", _STREAMS * sizes.hidden),
+        Key(f"{arch}.embedding_length_out", "u32", STREAMS * sizes.hidden),
     ]
 
 
@@ -381,14 +249,14 @@ FORWARD = Architecture(
 )
 
 FAMILY = Family(
-    name=_FAMILY,
+    name=NAME,
     models="DeepSeek-V4-Flash, V4-Pro",
     architectures=("DeepseekV4ForCausalLM",),
     gguf_arch="deepseek4",
     rules=RULES,
     keys=_keys,
     defaults=DEFAULTS,
-    prepare=_prepare,
+    prepare=prepare,
     # as transformers saves them
     rename=(
         (r"^model\.", ""),
