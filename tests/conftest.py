@@ -2,6 +2,7 @@
 
 import gc
 import os
+import signal
 import subprocess
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -39,6 +40,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # a shell without job control starts background commands with SIGINT ignored, which what the tests start inherits
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     for plugin in config.pluginmanager.get_plugins():
         if hasattr(plugin, "sendevent") and not config.option.durations:
             plugin.sendevent = partial(_send_result, plugin.sendevent)
