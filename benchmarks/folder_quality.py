@@ -20,9 +20,10 @@ import numpy as np
 
 from benchmarks.lines import REPOSITORY, WORK, Lines, Target, machine, print_machine
 from benchmarks.quality import MODELS, STORIES, texts
+from benchmarks.quality_files import sample_request, text_words
 from benchmarks.stories import CONTEXT, story_texts
 from quantkit.checkpoint import open_checkpoint
-from quantkit.texts.samples import SampleRequest, load_samples
+from quantkit.texts.samples import load_samples
 from tests.peers.environments import run_inside
 
 OURS, QUALITIES = ("awq", "gptq"), ("standard", "best")
@@ -46,16 +47,15 @@ class Bench(Lines):
         super().__init__()
         self.model, self.folder, self.samples, self.group = model, folder, samples, group
 
-    def ours(self, calibration: Path | None, threads: int, quality: str) -> list[Path]:
+    def ours(self, calibration: Sequence[str], threads: int, quality: str) -> list[Path]:
         """Both of quantkit's folders of a --quality, of one conversion."""
         suffix = "" if quality == "standard" else f"-{quality}"
         paths = [self.folder / f"quantkit-{kind}{suffix}" for kind in OURS]
         if not all(path.exists() for path in paths):
             made, shape = self.folder / "ours", np.load(self.samples).shape
-            text = [] if calibration is None else ["--calibration", str(calibration), "--raw"]
-            words = [word for kind in OURS for word in ("-t", kind)] + ["--group-size", str(self.group), *text]
+            words = [word for kind in OURS for word in ("-t", kind)] + ["--group-size", str(self.group)]
             words += ["--samples", str(shape[0]), "--seq-len", str(shape[1]), "--threads", str(threads)]
-            words += ["--quality", quality]
+            words += ["--quality", quality, *text_words(calibration)]
             start = time.monotonic()
             _quantkit("convert", self.model, *words, "--no-logits", "-o", made, "--format", "quiet")
             self.raw[f"quantkit{suffix}, both"] = {"wall": round(time.monotonic() - start, 1)}
@@ -115,11 +115,10 @@ def _quantkit(*words: str | Path) -> None:
     subprocess.run([sys.executable, "-m", "quantkit", *map(str, words)], check=True, cwd=REPOSITORY)
 
 
-def _samples(model: Path, calibration: Path | None, n_samples: int, length: int, path: Path) -> Path:
+def _samples(model: Path, calibration: Sequence[str], n_samples: int, length: int, path: Path) -> Path:
     """The samples that quantkit makes of the text, as a file."""
-    source, chat = (None, None) if calibration is None else (str(calibration), False)
     with open_checkpoint(str(model)) as checkpoint:
-        samples = load_samples(checkpoint, SampleRequest(source, n_samples, length, chat))
+        samples = load_samples(checkpoint, sample_request(calibration, n_samples, length))
     np.save(path, samples.tokens.astype(np.int32))
     return path
 
@@ -130,7 +129,7 @@ def main() -> None:
     options.add_argument("--group-size", type=int, default=64)
     options.add_argument("--samples", type=int, default=32)
     options.add_argument("--seq-len", type=int, help="tokens of a sample and of a window (512; stories: 256)")
-    options.add_argument("--calibration", type=Path, help="default: quantkit's own text, or stories")
+    options.add_argument("--calibration", action="append", help="a text, or default, quantkit's own; repeat to mix")
     options.add_argument("--text", type=Path, help="default: WikiText-2's test split, or stories")
     options.add_argument("--chunks", type=int, default=16, help="windows of the text")
     options.add_argument("--peers", nargs="*", choices=PEERS, default=["gptqmodel-gptq", "autoround-rtn-gptq"])
@@ -142,10 +141,10 @@ def main() -> None:
     model = MODELS[given.model]() if given.model in MODELS else Path(given.model)
     folder = WORK / "folders" / f"{model.name}-{given.group_size}"
     folder.mkdir(parents=True, exist_ok=True)
-    calibration, text, length = given.calibration, given.text or texts(folder)[0], given.seq_len or 512
+    calibration, text, length = given.calibration or [], given.text or texts(folder)[0], given.seq_len or 512
     if given.model in STORIES:
         stories = story_texts(WORK / "quality" / "stories")
-        calibration, text = given.calibration or stories[0], given.text or stories[1]
+        calibration, text = calibration or [str(stories[0])], given.text or stories[1]
         length = given.seq_len or CONTEXT
     samples = _samples(model, calibration, given.samples, length, folder / "samples.npy")
     bench = Bench(model, folder, samples, given.group_size)

@@ -170,7 +170,7 @@ def _arguments() -> argparse.Namespace:
     options.add_argument("--seq-len", type=int, help="tokens of a sample and of a window (512; stories: 256)")
     options.add_argument("--chunks", type=int, default=20, help="windows of each text")
     options.add_argument("--text", type=Path, action="append", help="what the files are judged on instead; repeat")
-    options.add_argument("--calibration", type=Path, help="default: quantkit's own text")
+    options.add_argument("--calibration", action="append", help="a text, or default, quantkit's own; repeat to mix")
     options.add_argument("--threads", type=int, default=min(2, len(os.sched_getaffinity(0))))
     options.add_argument("--plain", action="store_true", help="also llama-quantize without an importance matrix")
     options.add_argument("--solver", choices=["llama.cpp", "feedback"], default="feedback", help="of quantkit's files")
@@ -183,9 +183,10 @@ def _arguments() -> argparse.Namespace:
 
 
 def _options(given: argparse.Namespace, model: str) -> Options:
-    calibration, length = given.calibration, given.seq_len
+    calibration, length = given.calibration or [], given.seq_len
     if model in STORIES:
-        calibration, length = calibration or story_texts(WORK / "quality" / "stories")[0], length or CONTEXT
+        stories = story_texts(WORK / "quality" / "stories")[0]
+        calibration, length = calibration or [str(stories)], length or CONTEXT
     return Options(
         given.types, given.sized, given.samples, length or 512, calibration, given.threads, given.plain,
         _solver(given), given.auto_round, given.auto_round_iterations,

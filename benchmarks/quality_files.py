@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from benchmarks.lines import REPOSITORY
 from quantkit.checkpoint import open_checkpoint
 from quantkit.gguf.file_types import file_type
+from quantkit.texts.mixed import DEFAULT
 from quantkit.texts.samples import SampleRequest, load_samples
 from tests.helpers.imatrix_peer import llama_imatrix
 from tests.helpers.oracle import llama_quantize
@@ -41,19 +42,36 @@ made.quantize_and_save(out, format="gguf:q4_0")
 class Options:
     """What is made. `sized`: the types whose sizes --target-size gets. `length`: tokens of a sample.
 
-    `solver`: options of quantkit's own files.
+    `calibration`: texts, as convert takes them; none for quantkit's own. `solver`: options of quantkit's own files.
     """
 
     types: Sequence[str]
     sized: Sequence[str]
     n_samples: int
     length: int
-    calibration: Path | None
+    calibration: Sequence[str]
     threads: int
     plain: bool
     solver: Sequence[str]
     auto_round: Path | None
     auto_round_iterations: int
+
+    @property
+    def samples(self) -> SampleRequest:
+        """The calibration samples of all makers."""
+        return sample_request(self.calibration, self.n_samples, self.length)
+
+
+def sample_request(calibration: Sequence[str], n_samples: int, length: int) -> SampleRequest:
+    """Samples of texts as they are, and of quantkit's own text with the chat template."""
+    chat = None if DEFAULT in calibration or not calibration else False
+    return SampleRequest(calibration, n_samples, length, chat)
+
+
+def text_words(calibration: Sequence[str]) -> list[str]:
+    """The options of convert for the texts of `sample_request`."""
+    raw = calibration and DEFAULT not in calibration
+    return [word for text in calibration for word in ("--calibration", text)] + (["--raw"] if raw else [])
 
 
 @dataclass
@@ -150,11 +168,8 @@ class Files:
 
     def _tokens(self) -> NDArray[np.int32]:
         """The calibration samples, as quantkit makes them."""
-        calibration = self.options.calibration
-        source, chat = (None, None) if calibration is None else (str(calibration), False)
         with open_checkpoint(str(self.model)) as checkpoint:
-            samples = load_samples(checkpoint, SampleRequest(source, self.options.n_samples, self.options.length, chat))
-        return samples.tokens
+            return load_samples(checkpoint, self.options.samples).tokens
 
     def source(self) -> Path:
         """The model as a bf16 GGUF, for llama.cpp's tools."""
@@ -185,9 +200,8 @@ class Files:
         return [path]
 
     def _convert(self, out: Path, *words: str) -> None:
-        calibration = self.options.calibration
-        text = [] if calibration is None else ["--calibration", str(calibration), "--raw"]
-        samples = ["--samples", str(self.options.n_samples), "--seq-len", str(self.options.length), *text]
+        samples = ["--samples", str(self.options.n_samples), "--seq-len", str(self.options.length)]
+        samples += text_words(self.options.calibration)
         self._quantkit("convert", self.model, *words, *samples, "-o", out, *self._threads())
 
     def _threads(self) -> list[str]:

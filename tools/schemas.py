@@ -63,7 +63,14 @@ ORIGIN = {
         }
     ],
 }
-TEXT = {"text": "string", "sha256": "string", "samples": "integer", "tokens_per_sample": "integer"}
+# a list for each text where there are several
+TEXT = {
+    "text": OneOf(("string", ["string"])),
+    "sha256": OneOf(("string", ["string"])),
+    "samples": "integer",
+    "samples_per_text?": ["integer"],
+    "tokens_per_sample": "integer",
+}
 
 RECORD = {
     "format": Const(("quantkit-origin",)),

@@ -141,11 +141,11 @@ def _calibrate(conversion: Conversion, types: list[str], *, is_gguf: bool) -> bo
     """Whether GGUF types get an importance matrix from the calibration."""
     from quantkit.packed.registry import FORMATS
 
-    options, text = conversion.gguf, conversion.calibration.calibration
+    options, has_text = conversion.gguf, bool(conversion.calibration.calibration)
     others = IMATRIX in types or any(FORMATS[name].calibrated for name in types if name in FORMATS)
-    if options.imatrix is not None and (options.calibrate or (text is not None and not others)):
+    if options.imatrix is not None and (options.calibrate or (has_text and not others)):
         raise UsageError("--imatrix and --calibrate both give an importance matrix; leave one out")
-    if options.preset and is_gguf and options.imatrix is None and options.calibrate is None and text is None:
+    if options.preset and is_gguf and options.imatrix is None and options.calibrate is None and not has_text:
         raise UsageError(
             f"--preset {options.preset} needs an importance matrix; add --calibrate, with which llama.cpp runs the"
             " model over a text, or pass --imatrix FILE"
@@ -154,13 +154,13 @@ def _calibrate(conversion: Conversion, types: list[str], *, is_gguf: bool) -> bo
     if calibrate is None:
         is_useful = (
             (conversion.calibrates and (others or _uses_importances(options, types)))
-            or text is not None
+            or has_text
             or options.preset is not None
             or conversion.solver == "feedback"
             or options.target is not None
         )
         # llama.cpp runs the whole file for it, so a GGUF is calibrated only by request
-        requested = text is not None or conversion.solver == "feedback"
+        requested = has_text or conversion.solver == "feedback"
         calibrate = options.imatrix is None and is_useful and (requested or not is_gguf)
     has_files = bool(options.target) or any(name not in (*FORMATS, IMATRIX) for name in types)
     if not others and not (has_files and calibrate):
@@ -193,7 +193,7 @@ def _options(conversion: Conversion, work: RunOptions, *, calibrate: bool) -> "C
         algorithm=packed.algorithm,
         calibrate=calibrate,
         calibration=CalibrationRequest(
-            text=calibration.calibration,
+            text=tuple(calibration.calibration or ()) or None,
             samples=calibration.samples,
             seq_len=calibration.seq_len,
             chat=calibration.chat,

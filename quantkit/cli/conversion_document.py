@@ -75,13 +75,7 @@ def conversion_facts(plan: ConversionPlan) -> dict[str, Any]:
         "folder": str(gguf.request.folder if gguf else plan.output),
         "parameters": plan.parameters,
         "layers": native.decoder.n_layers if native else None,
-        "calibration": samples
-        and {
-            "text": samples.name,
-            "sha256": samples.sha256,
-            "samples": len(samples.tokens),
-            "tokens_per_sample": int(samples.tokens.shape[1]),
-        },
+        "calibration": samples and samples.facts(),
         "expected_peak_memory_bytes": plan.peak_memory,
         "disk_bytes": plan.disk,
         "threads": plan.threads,

@@ -185,11 +185,11 @@ class CalibrationOptions:
     """What to calibrate on."""
 
     heading: ClassVar[str] = "Calibration"
-    calibration: str | None = option(
+    calibration: list[str] | None = option(
         None,
-        "Calibration text: a text, jsonl or parquet file, or a dataset of the hub.",
+        "Calibration text (txt, jsonl, parquet), hub dataset, or default; repeat to mix.",
         metavar="FILE|ORG/NAME[:SPLIT]",
-        show_default="a mixed text that comes with quantkit",
+        show_default="default, a mixed text that comes with quantkit",
     )
     samples: int = option(128, "Calibration samples.", metavar="N", min=1)
     seq_len: int = option(512, "Tokens of a sample.", metavar="N", min=2)

@@ -34,7 +34,9 @@ def _made(entry: Mapping[str, Any]) -> str:
     text = entry.get("calibration")
     if isinstance(text, dict):
         count, length = text.get("samples", "?"), text.get("tokens_per_sample", "?")
-        return f"{' '.join(words)}, calibrated on {text.get('text', '?')} ({count} samples of {length} tokens)"
+        names = text.get("text", "?")
+        name = " and ".join(map(str, names)) if isinstance(names, list) else names
+        return f"{' '.join(words)}, calibrated on {name} ({count} samples of {length} tokens)"
     options = entry.get("options") if isinstance(entry.get("options"), dict) else {}
     if "quantized_linears" in entry:
         options = {}  # those of a folder are facts of its format, which other lines show

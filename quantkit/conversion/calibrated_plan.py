@@ -144,7 +144,7 @@ def _write_imatrix(
 ) -> dict[str, int]:
     """Write the importance matrix; the number of experts without tokens, by tensor."""
     chunks, chunk_size = samples.tokens.shape
-    datasets = [samples.name]
-    write_imatrix(partial_path(output.path), sums, counts, datasets=datasets, chunk_size=chunk_size, chunks=chunks)
+    file, names = partial_path(output.path), samples.names
+    write_imatrix(file, sums, counts, datasets=names, chunk_size=chunk_size, chunks=chunks)
     unseen = {name: int((count == 0).sum()) for name, count in counts.items()}
     return {name: number for name, number in unseen.items() if number}

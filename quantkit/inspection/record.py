@@ -111,6 +111,13 @@ def _list_of(fits: Fits) -> Fits:
     return check
 
 
+_TEXTS = _list_of(_TEXT)
+
+
+def _text_or_texts(value: Any) -> Fault:
+    return _TEXTS(value) if isinstance(value, list) else _TEXT(value)
+
+
 def _map_of(fits: Fits) -> Fits:
     def check(value: Any) -> Fault:
         if (fault := _OBJECT(value)) is not None:
@@ -174,9 +181,10 @@ _ENTRY = _object(
         "warnings": _list_of(_TEXT),
         "calibration": _object(
             {
-                "text": _TEXT,
-                "sha256": _TEXT,
+                "text": _text_or_texts,
+                "sha256": _text_or_texts,
                 "samples": _COUNT,
+                "samples_per_text": _list_of(_COUNT),
                 "tokens_per_sample": _COUNT,
                 "chat_template": _BOOL,
             }

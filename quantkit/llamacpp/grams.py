@@ -11,7 +11,8 @@ from quantkit.errors import PassingError
 from quantkit.llamacpp.session import LlamaSession
 from quantkit.llamacpp.squares import TensorSums
 from quantkit.progress import Progress
-from quantkit.stream.statistics import HELD_OUT, Statistics
+from quantkit.stream.statistics import Statistics
+from quantkit.texts.mixed import HELD_OUT
 
 BYTES_OF_PAIR = 8
 """Bytes that each element of a Gram matrix takes: it, and that of the samples held out, in float32."""

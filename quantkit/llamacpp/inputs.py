@@ -17,7 +17,8 @@ from threadpoolctl import threadpool_limits
 
 from quantkit.llamacpp.calls import Failed, context, evaluate, llama, load
 from quantkit.llamacpp.squares import COUNTS, SUMS, WINDOWS
-from quantkit.stream.statistics import HELD_OUT, Statistics
+from quantkit.stream.statistics import Statistics
+from quantkit.texts.mixed import HELD_OUT
 
 _F32 = 0
 _LEAST_ROWS = 16

@@ -49,12 +49,13 @@ _WAITING_MEMORY = 192 << 20
 class CalibrationRequest:
     """What to calibrate on and where to compute.
 
-    `text`: a file, a dataset of the hub, or None for the text that comes with quantkit (see `load_samples`). `device`:
-    "auto", "cpu" or "cuda". `propagate`: the hidden states follow the quantized layers, not the source's.
-    `asymmetric`: GGUF types are rounded for the inputs of rounded layers, see `quant.asymmetric`.
+    `text`: a file, a dataset of the hub, or None or "default" for the text that comes with quantkit; or several of
+    these, which share the samples equally (see `load_samples`). `device`: "auto", "cpu" or "cuda". `propagate`: the
+    hidden states follow the quantized layers, not the source's. `asymmetric`: GGUF types are rounded for the inputs of
+    rounded layers, see `quant.asymmetric`.
     """
 
-    text: str | None = None
+    text: str | Sequence[str] | None = None
     samples: int = 128
     seq_len: int = 512
     chat: bool | None = None
@@ -100,7 +101,7 @@ class CalibrationPlan:
         """The importance matrix of `squares`; without them one of the same shapes, to plan with."""
         sums, counts = collect_imatrix(squares or self._ones(), self.imatrix_sources, self.imatrix_columns)
         chunks, chunk_size = self.samples.tokens.shape
-        return as_imatrix(sums, counts, datasets=[self.samples.name], chunks=chunks, chunk_size=chunk_size)
+        return as_imatrix(sums, counts, datasets=self.samples.names, chunks=chunks, chunk_size=chunk_size)
 
     def sensitivity_memory(self, threads: int) -> int:
         """Bytes that the choice of types for a given size takes: a layer twice, and logits of one batch per thread."""

@@ -77,7 +77,7 @@ class CallbackPlan:
         """The importance matrix of `sums`; before the calibration one of the expected shapes, to plan with."""
         arrays, counts = imatrix_arrays(self.sums or self._ones())
         chunks, chunk_size = self.samples.tokens.shape
-        return as_imatrix(arrays, counts, datasets=[self.samples.name], chunks=chunks, chunk_size=chunk_size)
+        return as_imatrix(arrays, counts, datasets=self.samples.names, chunks=chunks, chunk_size=chunk_size)
 
     def _ones(self) -> dict[str, TensorSums]:
         return {

@@ -12,6 +12,7 @@ from quantkit.recipes.checking import check_table
 from quantkit.recipes.lines import Keys, line_of
 from quantkit.recipes.schema import BUILT_IN_TEMPLATES, SCHEMA, is_path, looks_like_file
 from quantkit.system.python import tomllib
+from quantkit.texts.mixed import DEFAULT
 
 
 @dataclass(frozen=True)
@@ -170,10 +171,19 @@ def _with_paths(layer: Layer) -> dict[str, Any]:
     if model.get("chat_template", "none") not in BUILT_IN_TEMPLATES:
         model["chat_template"] = str(_rooted(model["chat_template"], layer.folder))
     if "text" in calibration:
-        calibration["text"] = _absolute(calibration["text"], layer.folder)
+        text = calibration["text"]
+        calibration["text"] = (
+            _absolute_text(text, layer.folder)
+            if isinstance(text, str)
+            else [_absolute_text(name, layer.folder) for name in text]
+        )
     if "texts" in measure:
         measure["texts"] = [_absolute(text, layer.folder) for text in measure["texts"]]
     return table
+
+
+def _absolute_text(value: str, folder: Path) -> str:
+    return value if value == DEFAULT else _absolute(value, folder)
 
 
 def _absolute(value: str, folder: Path) -> str:

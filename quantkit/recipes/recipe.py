@@ -10,6 +10,7 @@ from quantkit.gguf.file_types import file_type
 from quantkit.packed.registry import FORMATS
 from quantkit.recipes.reading import Opened, open_recipe
 from quantkit.recipes.schema import FOLDERS, is_path
+from quantkit.texts.mixed import DEFAULT
 
 GROUP_SIZE, SAMPLES, SEQ_LEN, CTX, GPU_LAYERS, MEMORY_CTX = 128, 128, 512, 512, "0,8,16,all", 4096
 """The defaults of the commands."""
@@ -46,9 +47,12 @@ class Formats:
 
 @dataclass(frozen=True)
 class Calibration:
-    """[calibration]: `seq_len` in tokens; `chat` None lets the command decide whether to apply the chat template."""
+    """[calibration]: `seq_len` in tokens; `chat` None lets the command decide whether to apply the chat template.
 
-    text: str | None
+    `texts`: as `--calibration` takes them; none for quantkit's own text alone.
+    """
+
+    texts: tuple[str, ...]
     samples: int
     seq_len: int
     chat: bool | None
@@ -188,10 +192,14 @@ def _formats(opened: Opened) -> Formats:
 
 def _calibration(opened: Opened) -> Calibration:
     table = opened.get("calibration") or {}
-    if "text" in table and is_path(table["text"]) and not path_is(Path(table["text"]), Path.is_file):
-        opened.fail(("calibration", "text"), f"text of [calibration]: file {table['text']} not found; check the path")
+    text = table.get("text", ())
+    texts = (text,) if isinstance(text, str) else tuple(text)
+    for text in texts:
+        if is_path(text) and not path_is(Path(text), Path.is_file):
+            opened.fail(("calibration", "text"), f"text of [calibration]: file {text} not found; check the path")
+    own = texts == (DEFAULT,)
     return Calibration(
-        table.get("text"), table.get("samples", SAMPLES), table.get("seq_len", SEQ_LEN), table.get("chat")
+        () if own else texts, table.get("samples", SAMPLES), table.get("seq_len", SEQ_LEN), table.get("chat")
     )
 
 

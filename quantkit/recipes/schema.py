@@ -11,6 +11,7 @@ from quantkit.gguf.file_types import FILE_TYPES, file_type
 from quantkit.packed.registry import FORMATS
 from quantkit.publish.ollama.tags import parse_name
 from quantkit.texts.dataset_name import parse_dataset
+from quantkit.texts.mixed import DEFAULT
 
 FOLDERS = tuple(FORMATS)
 """The formats of folders, by the keys of [formats]."""
@@ -124,6 +125,17 @@ def _ollama_name(value: str) -> str | None:
     return None
 
 
+def _calibration_texts(value: str | list[str]) -> str | None:
+    texts = [value] if isinstance(value, str) else value
+    if not texts:
+        return "is empty; list at least one text, or remove the key"
+    if len(set(texts)) < len(texts):
+        return "lists a text twice; every text must be unique"
+    mistakes = (_text_source(text) for text in texts if text != DEFAULT)
+    mistake = next((mistake for mistake in mistakes if mistake), None)
+    return mistake.replace("is ", "has ", 1) if mistake and isinstance(value, list) else mistake
+
+
 def _text_source(value: str) -> str | None:
     if is_path(value) or looks_like_file(value) or parse_dataset(value):
         return None
@@ -225,7 +237,9 @@ SCHEMA = Table(
         ),
         "calibration": Table(
             {
-                "text": Value("a text", _is_text, _text_source),
+                "text": Value(
+                    "a text or a list of texts", lambda value: _is_text(value) or _is_texts(value), _calibration_texts
+                ),
                 "samples": _whole(1),
                 "seq_len": _whole(2),
                 "chat": BOOL,

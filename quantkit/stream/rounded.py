@@ -15,9 +15,10 @@ from quantkit.machine import release_freed_memory
 from quantkit.stream.layer import keys_of
 from quantkit.stream.routing import EXPERT_FLOOR, RoutedExpert
 from quantkit.stream.states import states_file
-from quantkit.stream.statistics import HELD_OUT, WIDE_BLOCK, Statistics, samples_at_once
+from quantkit.stream.statistics import WIDE_BLOCK, Statistics, samples_at_once
 from quantkit.stream.stream import Stream
 from quantkit.stream.watcher import Tensors
+from quantkit.texts.mixed import HELD_OUT
 from quantkit.workers import SERIAL, Workers, parts
 
 Pairs = Sequence[Sequence[Array]]

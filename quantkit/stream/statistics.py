@@ -8,10 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantkit.forward.arrays import Array, as_bfloat16, device, fetch, namespace, place, product
+from quantkit.texts.mixed import HELD_OUT
 from quantkit.workers import SERIAL, Workers, parts
 
-HELD_OUT = 4
-"""Every fourth piece of tokens, which is a sample, is held out."""
 SAMPLED = 8
 """Rows of a piece that are kept, evenly spread."""
 MOST_SAMPLED = 256

@@ -1,8 +1,8 @@
-"""Calibration samples: the token ids of a text, cut into pieces of equal length."""
+"""Calibration samples: the token ids of one text or several, cut into pieces of equal length."""
 
 import hashlib
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from quantkit.machine import release_freed_memory
 from quantkit.texts import tokens
 from quantkit.texts.dataset_name import parse_dataset
 from quantkit.texts.documents import MOST_CHARACTERS, Document, characters, read_documents
+from quantkit.texts.mixed import equal_shares, interleaved, text_sources
 from quantkit.texts.tokens import ChatFormat, Encoder
 from quantkit.tokenizer.files import read as read_tokenizer
 
@@ -27,30 +28,56 @@ _MIN_SAMPLES = 8
 
 
 @dataclass(frozen=True)
-class Samples:
-    """Token ids for calibration, int32 (n_samples, seq_len), and their source.
+class SampledText:
+    """A calibration text, and how many samples it gives.
 
     `name`: the file name, the dataset id, or DEFAULT_NAME. `sha256`: of the tokenized text in UTF-8, including the chat
-    template. `tokens_in_text`: the number of tokens of the whole text. `chat`: whether conversations were rendered with
-    the checkpoint's chat template.
+    template. `tokens`: the number of tokens of the whole text.
+    """
+
+    name: str
+    sha256: str
+    tokens: int
+    n_samples: int
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Token ids for calibration, int32 (n_samples, seq_len), and the texts that they are from.
+
+    `chat`: whether conversations were rendered with the checkpoint's chat template.
     """
 
     tokens: NDArray[np.int32]
-    name: str
-    sha256: str
-    tokens_in_text: int
+    texts: tuple[SampledText, ...]
     chat: bool
     warnings: tuple[str, ...] = ()
 
+    @property
+    def names(self) -> list[str]:
+        """The name of each text."""
+        return [text.name for text in self.texts]
+
+    @property
+    def name(self) -> str:
+        """The names of all texts, for messages."""
+        return " and ".join(self.names)
+
+    def facts(self) -> dict[str, Any]:
+        """What documents say of the samples; a list for each text only where there are several."""
+        alone = len(self.texts) == 1
+        hashes = [text.sha256 for text in self.texts]
+        return {
+            "text": self.name if alone else self.names,
+            "sha256": hashes[0] if alone else hashes,
+            "samples": len(self.tokens),
+            **({} if alone else {"samples_per_text": [text.n_samples for text in self.texts]}),
+            "tokens_per_sample": int(self.tokens.shape[1]),
+        }
+
     def record(self) -> dict[str, Any]:
         """The entry for the origin record."""
-        return {
-            "text": self.name,
-            "sha256": self.sha256,
-            "samples": len(self.tokens),
-            "tokens_per_sample": int(self.tokens.shape[1]),
-            "chat_template": self.chat,
-        }
+        return {**self.facts(), "chat_template": self.chat}
 
 
 @dataclass(frozen=True)
@@ -73,17 +100,28 @@ class TextTokenizer:
 class SampleRequest:
     """Which samples to take: `n_samples` of `seq_len` tokens from `source`.
 
-    source: a file (see `documents.read_documents`), a hub dataset `ORG/NAME[:SPLIT]`, or None for quantkit's own text.
-    chat: see `tokens.render_documents`. spread: take samples at even distances over the whole text; otherwise take them
-    from its start.
+    source: a file (see `documents.read_documents`), a hub dataset `ORG/NAME[:SPLIT]`, or None or "default" for
+    quantkit's own text; or several of these, which share the samples equally. chat: see `tokens.render_documents`.
+    spread: take samples at even distances over the whole text; otherwise take them from its start.
     """
 
-    source: str | None
+    source: str | Sequence[str] | None
     n_samples: int
     seq_len: int
     chat: bool | None = None
     spread: bool = True
     offline: bool = False
+
+
+@dataclass(frozen=True)
+class _LoadedText:
+    documents: list[Document]
+    name: str
+    warnings: tuple[str, ...]
+
+    @property
+    def has_conversations(self) -> bool:
+        return any(not isinstance(document, str) for document in self.documents)
 
 
 def load_samples(checkpoint: Checkpoint, request: SampleRequest) -> Samples:
@@ -113,13 +151,15 @@ def make_samples(request: SampleRequest, load_tokenizer: Callable[[], TextTokeni
     """The samples of a request.
 
     If the tokenizer adds BOS, every sample begins with BOS and has one token less of the text. A text that is too short
-    gives fewer samples and a warning.
+    for its share gives fewer samples and a warning; the other texts give no more for it. The samples of several texts
+    are in the order of `mixed.interleaved`.
 
     Raises:
-        CalibrationError: the text is missing, empty, binary or malformed; it has too few tokens for 8 samples (or for
-            `n_samples`, if smaller); or a token id exceeds the embedding.
-        MissingExtraError: the text is Parquet and pyarrow is not installed.
-        HubError: the dataset cannot be downloaded.
+        CalibrationError: a text is missing, empty, binary, malformed or listed twice; it has too few tokens for 8
+            samples (or for its share, if smaller); there are fewer samples than texts; or a token id exceeds the
+            embedding.
+        MissingExtraError: a text is Parquet and pyarrow is not installed.
+        HubError: a dataset cannot be downloaded.
         TemplateError: the chat template fails.
     """
     if request.n_samples < 1 or request.seq_len < 2:
@@ -127,10 +167,36 @@ def make_samples(request: SampleRequest, load_tokenizer: Callable[[], TextTokeni
             f"cannot calibrate on {request.n_samples} samples of {request.seq_len} tokens; use at least 1 sample of 2"
             " tokens"
         )
-    documents, name, warnings = load_documents(request.source, offline=request.offline)
+    sources = text_sources(request.source)
+    shares = equal_shares(request.n_samples, len(sources))
+    loaded = [_loaded(source, offline=request.offline) for source in sources]
     tokenizer = load_tokenizer()
-    text = tokens.render_documents(documents, tokenizer.chat, chat=request.chat)
-    ids = tokens.ids_of_pieces(tokenizer.encode, text.texts, tokenizer.at_once)
+    conversations = any(text.has_conversations for text in loaded)
+    parts = []
+    for text, share in zip(loaded, shares, strict=True):
+        # of several texts only one must have conversations for --chat
+        chat = request.chat if text.has_conversations or not conversations else None
+        parts.append(_text_samples(text, replace(request, n_samples=share, chat=chat), tokenizer))
+        release_freed_memory()
+    rows = [iter(part.tokens) for part in parts]
+    order = interleaved([len(part.tokens) for part in parts])
+    return Samples(
+        tokens=np.stack([next(rows[text]) for text in order]),
+        texts=tuple(text for part in parts for text in part.texts),
+        chat=any(part.chat for part in parts),
+        warnings=tuple(warning for part in parts for warning in part.warnings),
+    )
+
+
+def _loaded(source: str | None, *, offline: bool) -> _LoadedText:
+    return _LoadedText(*load_documents(source, offline=offline))
+
+
+def _text_samples(text: _LoadedText, request: SampleRequest, tokenizer: TextTokenizer) -> Samples:
+    """The samples of one text, in its order."""
+    name = text.name
+    rendered = tokens.render_documents(text.documents, tokenizer.chat, chat=request.chat)
+    ids = tokens.ids_of_pieces(tokenizer.encode, rendered.texts, tokenizer.at_once)
     if not ids.size:
         raise CalibrationError(f"the calibration text {name} is empty; pass a text with words")
     if int(ids.max()) >= tokenizer.vocab:
@@ -138,18 +204,15 @@ def make_samples(request: SampleRequest, load_tokenizer: Callable[[], TextTokeni
             f"the tokenizer gives the id {int(ids.max())} in {name}, but the embedding of {tokenizer.name} has only"
             f" {tokenizer.vocab} rows; use the tokenizer files that belong to these weights"
         )
-    release_freed_memory()
     cut, short = cut_samples(ids, request.n_samples, request.seq_len, tokenizer.first, spread=request.spread, name=name)
     digest = hashlib.sha256()
-    for rendered in text.texts:
-        digest.update(rendered.encode("utf-8", "surrogatepass"))
+    for piece in rendered.texts:
+        digest.update(piece.encode("utf-8", "surrogatepass"))
     return Samples(
         tokens=cut,
-        name=name,
-        sha256=digest.hexdigest(),
-        tokens_in_text=len(ids),
-        chat=text.rendered > 0,
-        warnings=(*warnings, *text.warnings, *short),
+        texts=(SampledText(name, digest.hexdigest(), len(ids), len(cut)),),
+        chat=rendered.rendered > 0,
+        warnings=(*text.warnings, *rendered.warnings, *short),
     )
 
 

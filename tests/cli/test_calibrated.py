@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -101,6 +102,37 @@ def test_one_document_tells_all_and_the_folders_record_it(here: Here, mixture: P
     inspected = here("inspect", tmp_path / "mixture-AWQ")
     assert inspected.code == 0, inspected.stderr
     assert "awq" in inspected.stdout.lower()
+
+
+def test_several_texts_are_named_in_the_document_the_record_and_the_page(
+    here: Here, sound: Path, tmp_path: Path
+) -> None:
+    text = tmp_path / "own.txt"
+    text.write_text("The river carries what the hills let go. " * 400)
+    words = ("awq", sound, *SMALL, "--calibration", "default", "--calibration", text, "-o", tmp_path)
+    answer = here(*words, "--format", "json")
+    assert answer.code == 0, answer.stderr
+    calibration = json.loads(answer.stdout)["calibration"]
+    assert calibration["text"] == ["quantkit's default text", "own.txt"]
+    assert calibration["sha256"][1] == hashlib.sha256((text.read_text() + "\n\n").encode()).hexdigest()
+    assert (calibration["samples"], calibration["samples_per_text"]) == (8, [4, 4])
+    (folder,) = tmp_path.glob("*-AWQ")
+    record = json.loads((folder / "quantkit.json").read_text())["outputs"][folder.name]
+    assert record["calibration"] == calibration | {"chat_template": False}
+    page = " ".join(here("inspect", folder).stdout.split())
+    assert "calibrated on quantkit's default text and own.txt (8 samples of 32 tokens)" in page
+
+
+def test_a_run_with_other_texts_does_not_resume_that_of_the_first(here: Here, sound: Path, tmp_path: Path) -> None:
+    text = tmp_path / "own.txt"
+    text.write_text("The river carries what the hills let go. " * 400)
+    texts = ("--calibration", text, "--calibration", "default")
+    with patch("quantkit.conversion.run.verify_outputs", side_effect=KeyboardInterrupt):
+        assert here("gptq", sound, *SMALL, *texts, "-o", tmp_path).code != 0
+    other = here("gptq", sound, *SMALL, *texts[2:], *texts[:2], "-o", tmp_path)
+    assert other.code == 1 and "unfinished run" in other.sentence
+    same = here("gptq", sound, *SMALL, *texts, "-o", tmp_path, "--format", "json")
+    assert same.code == 0 and json.loads(same.stdout)["resumed_layers"] == 2
 
 
 def test_a_dry_run_writes_nothing_and_states_the_sizes_that_follow(here: Here, sound: Path, tmp_path: Path) -> None:

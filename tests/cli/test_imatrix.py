@@ -89,6 +89,24 @@ def test_json_is_one_document_and_a_dry_run_writes_nothing(source: Path, tmp_pat
         assert "belong to experts that received no token" in " ".join(wet.stderr.split())
 
 
+def test_the_matrix_of_several_texts_lists_them_and_is_the_sum_of_theirs(source: Path, tmp_path: Path) -> None:
+    (tmp_path / "words.txt").write_text("Nothing but these words. " * 200)
+    default, own = ("--calibration", "default"), ("--calibration", "words.txt")
+    for name, words in (("both", (*default, *own, "--samples", "17")), ("a", CUT), ("b", (*own, "--samples", "8"))):
+        answer = quantkit("imatrix", source, *words, "--seq-len", "48", "-o", f"{name}.gguf", cwd=tmp_path)
+        assert answer.code == 0, answer.stderr
+    both = load_imatrix(tmp_path / "both.gguf")
+    assert (both.datasets, both.chunks) == (["quantkit's default text", "words.txt"], 17)
+    sums = [
+        {tensor.name: tensor.data for tensor in gguf.GGUFReader(tmp_path / f"{name}.gguf").tensors}
+        for name in ("both", "a", "b")
+    ]
+    for name, expected in sums[0].items():
+        assert np.allclose(sums[1][name] + sums[2][name], expected, rtol=1e-5), name
+    page = quantkit("inspect", tmp_path / "both.gguf").stdout
+    assert "of quantkit's default text, words.txt" in " ".join(page.split())
+
+
 @pytest.mark.parametrize(
     ("words", "code", "expected"),
     [
@@ -98,6 +116,8 @@ def test_json_is_one_document_and_a_dry_run_writes_nothing(source: Path, tmp_pat
         (("--calibration", "broken.jsonl"), 1, "line 2 of broken.jsonl is not valid JSON"),
         (("--calibration", "few.txt"), 1, "tokens, but 128 samples of 512 tokens need"),
         (("--chat", "--calibration", "few.txt"), 1, "has no conversations"),
+        (("--calibration", "default", "--calibration", "default"), 1, "calibration text 'default' is listed twice"),
+        (("--calibration", "default", "--calibration", "gone.txt"), 1, "gone.txt not found"),
         (("-o", "folder"), 1, "folder is a folder"),
         (("-o", "there.gguf", *CUT), 1, "there.gguf already exists; add --force"),
     ],

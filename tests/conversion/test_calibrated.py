@@ -30,7 +30,7 @@ from quantkit.outputs.planner import plan_conversion
 from quantkit.packed.reader import open_quantized
 from quantkit.quant.grid import Grid
 from quantkit.stream import states
-from quantkit.texts.samples import Samples
+from quantkit.texts.samples import SampledText, Samples
 from quantkit.verify import Verified
 from quantkit.verify.source_logits import correlations
 from tests.families.expected import write_checkpoint
@@ -95,7 +95,7 @@ LEAST_OF = {"deepseek-v3.2": 0.8}
 
 def samples(vocab: int, shape: tuple[int, int] = (8, 24), seed: int = 0) -> Samples:
     tokens = np.random.default_rng(seed).integers(3, vocab, shape).astype(np.int32)
-    return Samples(tokens, "random", "0" * 64, tokens.size, chat=False)
+    return Samples(tokens, (SampledText("random", "0" * 64, tokens.size, len(tokens)),), chat=False)
 
 
 def planned(

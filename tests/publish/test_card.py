@@ -230,6 +230,20 @@ def test_how_it_was_made_is_what_quantkit_json_records(gguf: Path) -> None:
     assert re.search(r"Q4_0: \d+ Q4_0, ", made)
 
 
+def test_every_calibration_text_is_named(gguf: Path) -> None:
+    path = gguf / "quantkit.json"
+    record = json.loads(path.read_text())
+    for entry in record["outputs"].values():
+        entry["calibration"] |= {
+            "text": ["the default text", "own.txt"],
+            "sha256": ["a1", "b2"],
+            "samples_per_text": [4, 4],
+        }
+    path.write_text(json.dumps(record))
+    made = section(card_of(gguf), "How it was made")
+    assert "calibration texts: the default text and own.txt, 8 samples of 64 tokens, sha256 `a1` and `b2`" in made
+
+
 def test_the_revision_of_a_source_on_the_hub_and_its_id_come_from_the_record(gguf: Path) -> None:
     record = json.loads((gguf / "quantkit.json").read_text())
     for entry in record["outputs"].values():

@@ -8,6 +8,7 @@ import pytest
 from quantkit.errors import UsageError
 from quantkit.recipes import open_recipe, read_recipe
 from quantkit.recipes.bake.commands import Machine, convert_commands, output_of
+from quantkit.recipes.bake.fingerprint import calibration_files
 from quantkit.recipes.lines import line_of
 from quantkit.recipes.recipe import Floor, PackedFormat
 from quantkit.recipes.writing import write_recipe
@@ -84,6 +85,26 @@ def test_paths_start_from_the_file_that_names_them(tmp_path: Path) -> None:
     assert loaded.measure is not None and loaded.measure.texts == (str(tmp_path / "text.txt"),)
 
 
+def test_a_recipe_takes_one_calibration_text_or_several(tmp_path: Path) -> None:
+    for name in ("mine.txt", "default"):
+        (tmp_path / name).write_text("words")
+    mine, file = str(tmp_path / "mine.txt"), str(tmp_path / "default")
+    cases = {
+        '"mine.txt"': (mine,),
+        '"default"': (),
+        '["default"]': (),
+        '["default", "mine.txt", "./default", "ns/texts:test"]': ("default", mine, file, "ns/texts:test"),
+    }
+    for text, expected in cases.items():
+        path = recipe(tmp_path, GOOD.replace("samples = 8", f"samples = 8\ntext = {text}"))
+        loaded = read_recipe(path)
+        assert loaded.calibration.texts == expected
+        words = convert_commands(loaded, ("q4_0",), tmp_path / "out", Machine())[0].words
+        given = [words[number + 1] for number, word in enumerate(words) if word == "--calibration"]
+        assert given == list(expected)
+        assert {str(file) for file in calibration_files(loaded)} == set(expected) & {mine, file}
+
+
 def test_a_folder_in_place_of_a_hub_id_has_no_revision_but_keeps_its_name_for_cards(tmp_path: Path) -> None:
     loaded = read_recipe(recipe(tmp_path), [f'model.source="{tmp_path}"'])
     assert loaded.source == str(tmp_path)
@@ -132,6 +153,31 @@ WRONG = {
     "an unknown table": ("[hub]", "[hubb]", "{path}:28: the recipe has the unknown key 'hubb' (did you mean hub?)"),
     "an unknown key": ("samples = 8", "sample = 8", "{path}:17: [calibration] has the unknown key 'sample' (did you"),
     "a key of a table in a line": ("skip =", "skipp =", "{path}:13: [formats.awq] has the unknown key 'skipp' (did"),
+    "calibration texts without any": (
+        "samples = 8",
+        "text = []",
+        "{path}:17: text of [calibration] is empty; list at least one text, or remove the key",
+    ),
+    "a calibration text that is listed twice": (
+        "samples = 8",
+        'text = ["default", "default"]',
+        "{path}:17: text of [calibration] lists a text twice; every text must be unique",
+    ),
+    "a calibration text that is nothing": (
+        "samples = 8",
+        'text = ["default", "words"]',
+        "{path}:17: text of [calibration] has 'words', which is neither a file nor a hub dataset",
+    ),
+    "a calibration text that is missing": (
+        "samples = 8",
+        'text = ["default", "./gone.txt"]',
+        "{path}:17: text of [calibration]: file",
+    ),
+    "a number as calibration text": (
+        "samples = 8",
+        "text = 8",
+        "{path}:17: text of [calibration] is 8, not a text or a list of texts",
+    ),
     "a wrong type": ("samples = 8", 'samples = "8"', "{path}:17: samples of [calibration] is '8', not a whole number"),
     "a truth value for a number": ("samples = 8", "samples = true", "{path}:17: samples of [calibration] is True"),
     "a table that is none": ("[calibration]\nsamples = 8", "[[calibration]]\nsamples = 8", "{path}:16: calibration is"),

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 from quantkit.checkpoint import open_checkpoint
 from quantkit.errors import CalibrationError
 from quantkit.texts.documents import read_documents
-from quantkit.texts.samples import DEFAULT_NAME, DEFAULT_TEXT, SampleRequest, cut_samples, load_samples
+from quantkit.texts.samples import DEFAULT_NAME, DEFAULT_TEXT, SampledText, SampleRequest, cut_samples, load_samples
 from quantkit.texts.tokens import pieces
 from tests.helpers.real import smollm2_or_skip
 from tests.helpers.tiny import tiny_llama
@@ -48,8 +48,8 @@ def test_the_samples_are_the_tokenizers_own_ids_in_order(smollm: Path, tmp_path:
         )
     assert samples.tokens.dtype == np.int32 and samples.tokens.shape == (12, 64)
     assert samples.tokens.ravel().tolist() == expected[: 12 * 64]
-    assert (samples.name, samples.tokens_in_text, samples.chat, samples.warnings) == ("a.txt", len(expected), False, ())
-    assert samples.sha256 == hashlib.sha256(TEXT.encode()).hexdigest()
+    assert samples.texts == (SampledText("a.txt", hashlib.sha256(TEXT.encode()).hexdigest(), len(expected), 12),)
+    assert (samples.name, samples.chat, samples.warnings) == ("a.txt", False, ())
 
 
 def test_each_sample_begins_with_bos_where_the_tokenizer_adds_one(llama2: Path, tmp_path: Path) -> None:
@@ -90,8 +90,8 @@ def test_conversations_go_through_the_checkpoints_template_unless_taken_raw(smol
             )
             ids = tokenizer.encode(text, add_special_tokens=False).ids
             assert samples.tokens.ravel().tolist() == ids[: 8 * 64]
-            assert (samples.chat, samples.tokens_in_text) == (chat is not False, len(ids))
-            assert samples.sha256 == hashlib.sha256(text.encode()).hexdigest()
+            assert (samples.chat, samples.texts[0].tokens) == (chat is not False, len(ids))
+            assert samples.texts[0].sha256 == hashlib.sha256(text.encode()).hexdigest()
 
 
 def test_a_conversation_that_the_template_refuses_is_left_out_and_counted(tmp_path: Path) -> None:
@@ -116,7 +116,7 @@ def test_a_conversation_that_the_template_refuses_is_left_out_and_counted(tmp_pa
         )
         # one date whatever the day, so that the same text comes tomorrow
         text = "Hello " * 300 + " on 26 Jul 2024\nGoodbye on 26 Jul 2024\n"
-        assert samples.sha256 == hashlib.sha256(text.encode()).hexdigest()
+        assert samples.texts[0].sha256 == hashlib.sha256(text.encode()).hexdigest()
         only_tools = write(tmp_path, "tools.jsonl", json.dumps({"messages": chats[1]}))
         with pytest.raises(CalibrationError, match=r"fails on all 1 conversations .* no tools"):
             load_samples(checkpoint, SampleRequest(source=only_tools, n_samples=1, seq_len=8))
@@ -188,7 +188,7 @@ def test_the_default_text_is_enough_for_128_long_samples_of_a_real_model() -> No
     with open_checkpoint(str(smollm2_or_skip())) as checkpoint:
         samples = load_samples(checkpoint, SampleRequest(source=None, n_samples=128, seq_len=2048))
     assert samples.tokens.shape == (128, 2048) and samples.warnings == () and samples.chat
-    assert samples.name == DEFAULT_NAME and samples.tokens_in_text > 300_000
+    assert samples.name == DEFAULT_NAME and samples.texts[0].tokens > 300_000
     assert DEFAULT_TEXT.stat().st_size <= 420_000
 
 

@@ -10,7 +10,7 @@ from quantkit.files import partial_path
 from quantkit.imatrix.file import Imatrix, write_imatrix
 from quantkit.outputs.plan import ConversionPlan, ConversionRequest
 from quantkit.outputs.planner import plan_conversion
-from quantkit.texts.samples import Samples
+from quantkit.texts.samples import SampledText, Samples
 from quantkit.verify.check import Check
 from quantkit.verify.imatrix import verify_imatrix
 from tests.helpers.tiny import tiny_llama
@@ -22,7 +22,7 @@ Sums = dict[str, np.ndarray]
 def plan(tmp_path_factory: pytest.TempPathFactory) -> ConversionPlan:
     folder = tmp_path_factory.mktemp("imatrix")
     tokens = np.zeros((2, 8), np.int32)
-    samples = Samples(tokens, "text.txt", "0" * 64, tokens.size, chat=False)
+    samples = Samples(tokens, (SampledText("text.txt", "0" * 64, tokens.size, len(tokens)),), chat=False)
     with open_checkpoint(str(tiny_llama(folder / "model", variant="mixtral"))) as source:
         return plan_conversion(source, ConversionRequest(folder, imatrix=True), samples)
 

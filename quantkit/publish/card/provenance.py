@@ -56,14 +56,15 @@ def _warnings(entries: Iterable[Mapping[str, Any]]) -> list[str]:
 
 def _calibration(entry: Mapping[str, Any]) -> str:
     record = _mapping(entry.get("calibration")) or _mapping(_mapping(entry.get("origin")).get("calibration"))
-    name = _text(record.get("text"))
-    if not name:
+    names, hashes = ([_text(text) for text in _list(record.get(key))] for key in ("text", "sha256"))
+    if not any(names):
         return ""
     counts = [record.get("samples"), record.get("tokens_per_sample")]
     amount = f", {counts[0]} samples of {counts[1]} tokens" if all(type(count) is int for count in counts) else ""
     chat = ", conversations through the chat template" if record.get("chat_template") is True else ""
-    digest = f", sha256 {code(_text(record.get('sha256')))}" if _text(record.get("sha256")) else ""
-    return f"calibration text: {plain(name)}{amount}{chat}{digest}"
+    digest = f", sha256 {listed([code(sha256) for sha256 in hashes])}" if any(hashes) else ""
+    texts = f"text{'s' if names[1:] else ''}: {listed([plain(name) for name in names])}"
+    return f"calibration {texts}{amount}{chat}{digest}"
 
 
 def _matrix(entry: Mapping[str, Any]) -> str:
@@ -135,6 +136,10 @@ def _mapping(value: object) -> Mapping[str, Any]:
 
 def _text(value: object) -> str:
     return value if isinstance(value, str) else ""
+
+
+def _list(value: object) -> list[object]:
+    return value if isinstance(value, list) else [value]
 
 
 def _count(value: object) -> int:

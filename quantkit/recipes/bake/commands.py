@@ -97,8 +97,8 @@ def _convert(recipe: Recipe, group: tuple[str, ...], folder: Path, machine: Mach
         for pattern in options.skip:
             words += ["--skip", pattern]
     if calibrates:
-        if calibration.text is not None:
-            words += ["--calibration", calibration.text]
+        for text in calibration.texts:
+            words += ["--calibration", text]
         words += ["--samples", str(calibration.samples), "--seq-len", str(calibration.seq_len)]
         if calibration.chat is not None:
             words.append("--chat" if calibration.chat else "--raw")

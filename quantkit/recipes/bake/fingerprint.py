@@ -33,9 +33,8 @@ def source_files(recipe: Recipe) -> list[Path]:
 
 
 def calibration_files(recipe: Recipe) -> list[Path]:
-    """The calibration text and the chat template, if they are files."""
-    text = recipe.calibration.text
-    files = [Path(text)] if text is not None and Path(text).is_absolute() else []
+    """The calibration texts and the chat template, if they are files."""
+    files = [Path(text) for text in recipe.calibration.texts if Path(text).is_absolute()]
     template = chat_template_file(recipe)
     return files if template is None else [*files, template]
 
