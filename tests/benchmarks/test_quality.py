@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from benchmarks.quality import Bench, figures, kind_of, table
-from benchmarks.quality_files import FEEDBACK, IMATRIX, SIZED, Files, Options
+from benchmarks.quality_files import FEEDBACK, IMATRIX, SIZED, Files, Options, sample_request, text_words
 
 TEXT = "wiki.test.raw"
 
@@ -61,7 +61,7 @@ def test_files_of_other_options_of_quantkit_lie_in_a_folder_of_their_own(tmp_pat
     for path in (own, theirs, tmp_path / "quantkit-q6_k.gguf"):
         path.touch()
     words = ["--quality", "best", "--reorder-neurons"]
-    made = Files(tmp_path, Options(["q6_k"], [], 4, 512, None, 1, False, words, None, 0), tmp_path).make()
+    made = Files(tmp_path, Options(["q6_k"], [], 4, 512, [], 1, False, words, None, 0), tmp_path).make()
     assert made == {FEEDBACK: [own], IMATRIX: [theirs]}
 
 
@@ -70,9 +70,17 @@ def test_files_that_exist_are_not_made_again(tmp_path: Path) -> None:
     names = [f"{maker}-{kind}.gguf" for maker in ("quantkit", "imatrix", "plain") for kind in ("q4_0", "q2_k")]
     for name in [*names, "sized-q2_k.gguf"]:
         (tmp_path / name).touch()
-    options = Options(["q4_0", "q2_k"], ["q2_k"], 4, 512, None, 1, True, ["--solver", "feedback"], None, 0)
+    options = Options(["q4_0", "q2_k"], ["q2_k"], 4, 512, [], 1, True, ["--solver", "feedback"], None, 0)
     made = Files(tmp_path / "no-model", options, tmp_path).make()
     assert {path.name for paths in made.values() for path in paths} == {path.name for path in tmp_path.iterdir()}
     (tmp_path / "quantkit-q2_k.gguf").unlink()
     with pytest.raises(Exception, match="quantkit"):
         Files(tmp_path / "no-model", options, tmp_path).make()
+
+
+def test_texts_are_taken_as_they_are_and_quantkits_own_with_the_chat_template() -> None:
+    assert text_words(["a.txt", "b.txt"]) == ["--calibration", "a.txt", "--calibration", "b.txt", "--raw"]
+    assert text_words(["default", "a.txt"]) == ["--calibration", "default", "--calibration", "a.txt"]
+    assert text_words([]) == []
+    chats = [sample_request(texts, 4, 8).chat for texts in ([], ["default", "a.txt"], ["a.txt"])]
+    assert chats == [None, None, False]
