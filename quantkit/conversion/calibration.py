@@ -196,14 +196,14 @@ def _rounded_streams(
 ) -> list[RoundedStream]:
     """The streams of rounded layers that are followed, one for each file or folder."""
 
-    def followed(label: str) -> RoundedStream:
-        return stack.enter_context(RoundedStream(stream, plan.work / f"rounded-{label}"))
+    def followed(label: str, *, hold_out: bool) -> RoundedStream:
+        return stack.enter_context(RoundedStream(stream, plan.work / f"rounded-{label}", hold_out=hold_out))
 
     streams: dict[str, RoundedStream] = {}
     if isinstance(rounder, AsymmetricRounder):
-        streams = {label: followed(label) for label in rounder.labels}
+        streams = {label: followed(label, hold_out=True) for label in rounder.labels}
         rounder.follow(streams)
-    own = [followed(folder.label) for folder in plan.following_folders]
+    own = [followed(folder.label, hold_out=False) for folder in plan.following_folders]
     following = (quantizer for quantizer in quantizers if quantizer.plan.request.follows_rounded)
     for quantizer, of_folder in zip(following, own, strict=True):
         quantizer.follower = RoundedInputs(of_folder)

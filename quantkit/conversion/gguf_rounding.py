@@ -48,7 +48,10 @@ def prepare_input(
     n_rows: those of all matrices that read the input.
     """
     statistics = sums.statistics if isinstance(sums, AsymmetricSums) else sums
-    crosses = [sums.cross, sums.held_out] if isinstance(sums, AsymmetricSums) else []
+    crosses: list[Array] = []
+    if isinstance(sums, AsymmetricSums):
+        assert sums.held_out is not None
+        crosses = [sums.cross, sums.held_out]
     gram, held_out = statistics.gram, statistics.held_out
     assert gram is not None and held_out is not None
     workers = workers if device(gram) is None else SERIAL

@@ -33,18 +33,22 @@ class AsymmetricSums:
     """Sums over the tokens of an input x of the source and the same input x~ of the rounded model.
 
     `statistics`: of x~. `cross`: the sum of (x - x~) x~', float32 (width, width), where the Gram matrix is.
-    `held_out`: that of the samples which `statistics` holds out, a part of `cross`.
+    `held_out`: that of the samples which `statistics` holds out, a part of `cross`, where it is used.
     """
 
     statistics: Statistics
     cross: Array
-    held_out: Array
+    held_out: Array | None = None
 
 
 class RoundedStream:
-    """Hidden states of the model as it is rounded so far, in `folder`; `source`: the stream of the source's states."""
+    """Hidden states of the model as it is rounded so far, in `folder`; `source`: the stream of the source's states.
 
-    def __init__(self, source: Stream, folder: Path) -> None:
+    `hold_out`: the sums have those of held-out samples.
+    """
+
+    def __init__(self, source: Stream, folder: Path, *, hold_out: bool) -> None:
+        self._hold_out = hold_out
         folder.mkdir(exist_ok=True)
         options = replace(source.options, gram=False, propagate=False, hold_states=False)
         self.source = source
@@ -73,7 +77,7 @@ class RoundedStream:
             replace(stream.weights(tensors, keys), until=entry.key)
             for stream, tensors in ((self.source, source), (self._rounded, rounded))
         ]
-        sums = _Sums.of(entry.width, to)
+        sums = _Sums.of(entry.width, to, hold_out=self._hold_out)
         workers, n_samples = self.source.workers, len(self.source.tokens)
 
         def one(sample: int) -> list[Array]:
@@ -97,7 +101,7 @@ class RoundedStream:
             (stream, replace(stream.weights(tensors, keys), until=key))
             for stream, tensors in ((self.source, source), (self._rounded, rounded))
         ]
-        sums, workers = _Sums.of(entry.width, to), self.source.workers
+        sums, workers = _Sums.of(entry.width, to, hold_out=self._hold_out), self.source.workers
 
         def some(samples: Sequence[int]) -> list[tuple[dict[str, Array], dict[str, Array]]]:
             return [stream.expert_inputs(expert, samples, weights) for stream, weights in streams]
@@ -152,11 +156,11 @@ class _Sums(AsymmetricSums):
     """Sums that grow by pairs (x, x~), each (n, width)."""
 
     @classmethod
-    def of(cls, width: int, to: Any) -> "_Sums":
+    def of(cls, width: int, to: Any, *, hold_out: bool) -> "_Sums":
         """Empty sums on the device `to`."""
         statistics = Statistics.of(width, gram=True, to=to)
-        cross, held_out = (place(np.zeros((width, width), np.float32), to) for _ in range(2))
-        return cls(statistics, cross, held_out)
+        crosses = [place(np.zeros((width, width), np.float32), to) for _ in range(1 + hold_out)]
+        return cls(statistics, *crosses)
 
     def add(self, pairs: Pairs, extra: Pairs, workers: Workers) -> None:
         """Count the tokens of `pairs`; those of `extra` count as in `Statistics.add`, and in `cross`."""
@@ -164,7 +168,8 @@ class _Sums(AsymmetricSums):
         together = max(1, len(pairs)) if on_device else 1 if is_wide else _TOGETHER
         chunks, first = list(parts(len(pairs), together)), self.statistics.pieces + 1
         groups = [pairs[some] for some in chunks]
-        numbered = [((first + number) % HELD_OUT == 0, pair) for number, pair in enumerate(pairs)]
+        holds = self.held_out is not None
+        numbered = [(holds and (first + number) % HELD_OUT == 0, pair) for number, pair in enumerate(pairs)]
         by_use: list[tuple[bool, Pairs]] = [
             (use, [pair for held, pair in numbered[some] if held == use]) for some in chunks for use in (True, False)
         ]
@@ -200,5 +205,5 @@ class _Sums(AsymmetricSums):
                 d, x = (of[0] if len(of) == 1 else xp.concatenate(of) for of in (difference, inputs))
                 products = d.T @ x
                 self.cross[rows] += products
-                if is_held_out:
+                if is_held_out and self.held_out is not None:
                     self.held_out[rows] += products
