@@ -38,6 +38,12 @@ ARCHITECTURES = (
     "MambaForCausalLM",
     "NemotronHForCausalLM",
 )
+LEFT_OUT = (
+    # transformers' class, whose config the converter reads, drops norm_topk_prob
+    "BailingMoeV3ForCausalLM",
+    # its experts are MXFP4 already; the types of this test would round them again
+    "DeepseekV4ForCausalLM",
+)
 
 
 def _cases() -> dict[str, str]:
@@ -46,7 +52,8 @@ def _cases() -> dict[str, str]:
     for name, (_, case) in all_cases().items():
         if case.newest and case.converter and case.vocabulary and not case.rounded and not _is_misread(case):
             architecture = case.config.get("architectures", [case.config.get("model_type", name)])[0]
-            cases.setdefault(architecture, name)
+            if architecture not in LEFT_OUT:
+                cases.setdefault(architecture, name)
     return cases
 
 
