@@ -29,6 +29,8 @@ DPI = 216
 # distinguish them.
 INK, SOFT, GRID, PAGE = "#1c2127", "#5c6672", "#dde2e8", "#fefefe"
 SERIES = ("#0072b2", "#d55e00", "#009e73", "#b5589b", "#2f9fd8", "#c98500")
+SERIES_TEXT = ("#00558a", "#b04d00", "#00795a", "#9d4585", "#1a7aad", "#8a5b00")
+"""The colours of SERIES for text, with a contrast of at least 4.5 to the page."""
 KINDS = {"weights": "#0072b3", "kv": "#e08a00", "compute": "#009e74", "other": "#8d97a3"}
 ROLES = {
     INK: "--ink",
@@ -36,6 +38,7 @@ ROLES = {
     GRID: "--grid",
     PAGE: "--page",
     **{color: f"--series-{number}" for number, color in enumerate(SERIES, 1)},
+    **{color: f"--series-text-{number}" for number, color in enumerate(SERIES_TEXT, 1)},
     **{color: f"--{kind}" for kind, color in KINDS.items()},
 }
 _CHINESE = ("Noto Sans CJK SC", "Noto Sans SC", "Source Han Sans SC", "WenQuanYi Micro Hei", "WenQuanYi Zen Hei")

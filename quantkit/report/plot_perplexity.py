@@ -7,9 +7,9 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from quantkit.measurement.document import Report, Text, Value
-from quantkit.report.drawing import GRID, INK, PAGE, SERIES, SOFT, Heading, Plot, draw, em_width, short
+from quantkit.report.drawing import INK, PAGE, SERIES, SERIES_TEXT, SOFT, Heading, Plot, draw, em_width, short
 from quantkit.report.figures import tick
-from quantkit.report.labels import Box, place
+from quantkit.report.labels import Box, leader, place
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 _LABEL = 22
 _FONT = 11
+_BESIDE = 9
+"""A label at most this far from its point needs no line to it."""
 _UNITS = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1.0, "bytes"))
 
 
@@ -27,6 +29,7 @@ class _Point:
     perplexity: float
     error: float
     color: str
+    text_color: str
     reference: bool
 
 
@@ -45,10 +48,11 @@ def perplexity(report: Report, text: Text, number: int) -> Plot | None:
             measured = None
         elif on.difference is not None and on.difference.error is not None:
             paired, measured = True, on.difference
-        color = INK if model.is_reference else SERIES[(candidate - 1) % len(SERIES)]
+        number_of_color = (candidate - 1) % len(SERIES)
+        colors = (INK, INK) if model.is_reference else (SERIES[number_of_color], SERIES_TEXT[number_of_color])
         error = measured.error if measured is not None and measured.error is not None else 0.0
         label = short(model.label, _LABEL)
-        points.append(_Point(label, model.bytes, on.perplexity.value, error, color, model.is_reference))
+        points.append(_Point(label, model.bytes, on.perplexity.value, error, *colors, model.is_reference))
     if len(points) < 2:
         return None
     caption = "Down and to the left is better. The line joins the models for which every other one is larger or worse."
@@ -180,10 +184,12 @@ def _label(
     for point, anchor, box in zip(points, anchors, place(anchors, sizes, inside, marks, lines), strict=True):
         if box is None:
             continue
-        middle = ((box[0] + box[2]) / 2, (box[1] + box[3]) / 2)
-        x, y = inverse.transform((middle[0] / scale, middle[1] / scale))
-        axes.text(x, y, point.label, ha="center", va="center", fontsize=_FONT, color=INK, zorder=6)
-        near = (min(max(anchor[0], box[0]), box[2]), min(max(anchor[1], box[1]), box[3]))
-        if math.dist(near, anchor) > 14:
-            ends = [inverse.transform((x / scale, y / scale)) for x, y in (near, anchor)]
-            axes.plot(*zip(*ends, strict=True), color=GRID, linewidth=1, zorder=1)
+        # at the side of its box that faces the point: the box is as wide as the widest font makes the text
+        line = leader(anchor, box)
+        side = "left" if line[1][0] == box[0] else "right" if line[1][0] == box[2] else "center"
+        across = {"left": box[0] + 1, "right": box[2] - 1, "center": (box[0] + box[2]) / 2}[side]
+        x, y = inverse.transform((across / scale, (box[1] + box[3]) / 2 / scale))
+        axes.text(x, y, point.label, ha=side, va="center", fontsize=_FONT, color=point.text_color, zorder=6)
+        if math.dist(*line) > _BESIDE:
+            ends = [inverse.transform((x / scale, y / scale)) for x, y in line]
+            axes.plot(*zip(*ends, strict=True), color=point.color, linewidth=0.8, zorder=1)

@@ -1,14 +1,16 @@
 import math
 
-from hypothesis import given
+import pytest
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quantkit.report.labels import overlap, place
+from quantkit.report.labels import leader, overlap, place
 
 FRAME = (0.0, 0.0, 300.0, 220.0)
 within = st.tuples(st.floats(10, 290), st.floats(10, 210))
 
 
+@settings(max_examples=25, deadline=None)
 @given(st.lists(st.tuples(within, st.floats(15, 120)), min_size=1, max_size=12))
 def test_labels_never_overlap_each_other_a_mark_or_the_edge(drawn: list[tuple[tuple[float, float], float]]) -> None:
     points = [point for point, _ in drawn]
@@ -38,3 +40,41 @@ def test_a_lone_label_is_beside_its_point() -> None:
 
 def test_a_label_without_room_is_left_out() -> None:
     assert place([(150.0, 110.0)], [(400.0, 14.0)], FRAME, []) == [None]
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.tuples(within, st.floats(15, 120)), min_size=2, max_size=8))
+def test_of_two_labels_one_above_the_other_the_upper_one_is_the_upper_points(
+    drawn: list[tuple[tuple[float, float], float]],
+) -> None:
+    points = [point for point, _ in drawn]
+    boxes = place(points, [(width, 14.0) for _, width in drawn], FRAME, [])
+    labels = [(point, box) for point, box in zip(points, boxes, strict=True) if box is not None]
+    for (_, height), box in labels:
+        for (_, other_height), other in labels:
+            if box[0] < other[2] and other[0] < box[2] and box[1] >= other[3]:
+                assert height >= other_height
+
+
+@pytest.mark.parametrize("x", [40.0, 150.0, 260.0])
+@pytest.mark.parametrize("apart", [2.0, 6.0, 13.0])
+def test_labels_of_points_of_one_size_stand_in_the_order_of_the_points(x: float, apart: float) -> None:
+    points = [(x, 110 + apart * number) for number in (2, 0, 3, 1, 4)]
+    marks = [(x - 5, y - 5, x + 5, y + 5) for x, y in points]
+    boxes = [box for box in place(points, [(100.0, 14.0)] * 5, FRAME, marks) if box is not None]
+    assert len(boxes) == 5
+    by_label = sorted(range(5), key=lambda number: boxes[number][1])
+    assert [points[number] for number in by_label] == sorted(points)
+
+
+def test_no_leader_passes_through_another_label_where_there_is_room() -> None:
+    points = [(90.0 + 15 * number, 110.0 + 3 * side) for number in range(3) for side in (0, 1)]
+    marks = [(x - 5, y - 5, x + 5, y + 5) for x, y in points]
+    boxes = [box for box in place(points, [(80.0, 14.0)] * 6, FRAME, marks) if box is not None]
+    assert len(boxes) == 6
+    for point, box in zip(points, boxes, strict=True):
+        start, end = leader(point, box)
+        steps = [tuple(a + (b - a) * part / 50 for a, b in zip(start, end, strict=True)) for part in range(51)]
+        for other in boxes:
+            inside = [x for x, y in steps if other[0] < x < other[2] and other[1] < y < other[3]]
+            assert other is box or not inside

@@ -83,6 +83,26 @@ def test_points_lie_where_size_and_perplexity_say(drawn: dict[str, Plot]) -> Non
         assert up == pytest.approx(expected, abs=1e-3)
 
 
+def test_a_label_has_the_color_of_its_point_and_stands_in_the_order_of_the_points() -> None:
+    """Five files of one size, whose labels have no room beside their points."""
+    document = sample()
+    del document["texts"][1:]
+    for number, model in enumerate(document["models"]):
+        model.update(memory=[], tensor_errors=[], bytes=91_731_000)
+        model["quality"] = model["quality"][:1]
+        model["quality"][0].pop("kl", None)
+        model["quality"][0]["perplexity"] = {"value": 22.3 + 0.1 * (number * 2 % 5), "error": None}
+    (plot,) = plots(document)
+    labels = [model["label"] for model in document["models"]]
+    words = {"".join(text.itertext()): text for text in ElementTree.fromstring(plot.inline).iter("text")}
+    heights = [float(words[label].get("y", "nan")) for label in labels]
+    by_perplexity = sorted(range(5), key=lambda number: -(number * 2 % 5))
+    assert sorted(heights) == [heights[number] for number in by_perplexity]
+    assert "fill: var(--ink)" in words[labels[0]].get("style", "")
+    for number, label in enumerate(labels[1:], 1):
+        assert f"fill: var(--series-text-{number})" in words[label].get("style", "")
+
+
 def test_the_pareto_line_is_of_those_no_other_beats() -> None:
     points = [(1.0, 9.0), (2.0, 5.0), (2.0, 6.0), (3.0, 5.0), (4.0, 4.0), (5.0, 7.0)]
     expected = [one for one in points if not any(o != one and o[0] <= one[0] and o[1] <= one[1] for o in points)]
