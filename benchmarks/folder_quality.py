@@ -3,7 +3,8 @@
 All get the same samples; `quantkit measure` judges all on one text that none was calibrated on. The peers run in
 environments of their own (tests.peers.environments). Results go to the terminal, to
 bench-output/folders-MODEL-GROUP.json and as a table to bench-output/folders-MODEL-GROUP.md. Folders stay in
-.cache/bench/folders/MODEL-GROUP; a later run makes only what is missing.
+.cache/bench/folders/MODEL-GROUP, with what is not usual of --samples, --calibration and --seq-len at its end; a later
+run makes only what is missing.
 """
 
 import argparse
@@ -19,9 +20,9 @@ from typing import Any
 import numpy as np
 
 from benchmarks.lines import REPOSITORY, WORK, Lines, Target, machine, print_machine
-from benchmarks.quality import MODELS, STORIES, texts
-from benchmarks.quality_files import sample_request, text_words
-from benchmarks.stories import CONTEXT, story_texts
+from benchmarks.quality import MODELS, STORIES, suffix, texts, usual_length
+from benchmarks.quality_files import CALIBRATION_HELP, calibration_texts, sample_request, text_words
+from benchmarks.stories import story_texts
 from quantkit.checkpoint import open_checkpoint
 from quantkit.texts.samples import load_samples
 from tests.peers.environments import run_inside
@@ -37,6 +38,7 @@ PEERS = {
     "autoround-awq": ("bitsandbytes", "quantize_autoround.py"),
 }
 """The environment of each peer, and the script that runs in it."""
+_SAMPLES = 32
 _TUNED = 200  # iterations of AutoRound's tuning, its default
 
 
@@ -127,9 +129,9 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--model", default="smollm2", help=f"a folder, or {', '.join(MODELS)}")
     options.add_argument("--group-size", type=int, default=64)
-    options.add_argument("--samples", type=int, default=32)
+    options.add_argument("--samples", type=int, default=_SAMPLES)
     options.add_argument("--seq-len", type=int, help="tokens of a sample and of a window (512; stories: 256)")
-    options.add_argument("--calibration", action="append", help="a text, or default, quantkit's own; repeat to mix")
+    options.add_argument("--calibration", action="append", help=CALIBRATION_HELP)
     options.add_argument("--text", type=Path, help="default: WikiText-2's test split, or stories")
     options.add_argument("--chunks", type=int, default=16, help="windows of the text")
     options.add_argument("--peers", nargs="*", choices=PEERS, default=["gptqmodel-gptq", "autoround-rtn-gptq"])
@@ -139,13 +141,14 @@ def main() -> None:
     facts = machine()
     print_machine(facts)
     model = MODELS[given.model]() if given.model in MODELS else Path(given.model)
-    folder = WORK / "folders" / f"{model.name}-{given.group_size}"
+    samples_suffix = "" if given.samples == _SAMPLES else f"-samples-{given.samples}"
+    folder = WORK / "folders" / f"{model.name}-{given.group_size}{samples_suffix}{suffix(given, given.model)}"
     folder.mkdir(parents=True, exist_ok=True)
-    calibration, text, length = given.calibration or [], given.text or texts(folder)[0], given.seq_len or 512
+    calibration, text = calibration_texts(given.calibration or []), given.text or texts(folder)[0]
     if given.model in STORIES:
         stories = story_texts(WORK / "quality" / "stories")
         calibration, text = calibration or [str(stories[0])], given.text or stories[1]
-        length = given.seq_len or CONTEXT
+    length = given.seq_len or usual_length(given.model)
     samples = _samples(model, calibration, given.samples, length, folder / "samples.npy")
     bench = Bench(model, folder, samples, given.group_size)
     name = f"folders-{model.name}-{given.group_size}"

@@ -6,10 +6,10 @@ asked for. `quantkit measure` then judges all files on texts that none was calib
 Chinese one, and code. Results go to the terminal, to bench-output/quality-MODEL.json, as a table to
 bench-output/quality-MODEL.md, and as a plot to bench-output/quality-MODEL.svg.
 
-The files stay in .cache/bench/quality/MODEL-SAMPLES, quantkit's of other options than --solver feedback in a folder of
-these options below. A later run makes only what is missing there, and a killed run
-continues; --fresh starts over. AutoRound takes part where --auto-round names a Python that has it (pip install
-auto-round, PyPI).
+The files stay in .cache/bench/quality/MODEL-SAMPLES, with the names of --calibration texts and another --seq-len at its
+end; quantkit's of other options than --solver feedback are in a folder of these options below. A later run makes only
+what is missing there, and a killed run continues; --fresh starts over. AutoRound takes part where --auto-round names a
+Python that has it (pip install auto-round, PyPI).
 """
 
 import argparse
@@ -25,11 +25,22 @@ from typing import Any
 
 from benchmarks.lines import REPOSITORY, WORK, Lines, Target, machine, print_machine
 from benchmarks.pareto import Point, pareto_svg
-from benchmarks.quality_files import AUTO_ROUND, FEEDBACK, IMATRIX, SIZED, Files, Options
+from benchmarks.quality_files import (
+    AUTO_ROUND,
+    CALIBRATION_HELP,
+    FEEDBACK,
+    IMATRIX,
+    SIZED,
+    Files,
+    Options,
+    calibration_texts,
+    folder_suffix,
+)
 from benchmarks.qwen_coder import LARGE, qwen_coder_checkpoint
 from benchmarks.stories import CONTEXT, stories_checkpoint, story_texts
 from demo.smollm2 import smollm2_checkpoint
 from demo.wikitext import wikitext2_test
+from quantkit.texts.mixed import DEFAULT
 
 # KL of ours over KL of llama-imatrix + llama-quantize, at most.
 BOUNDS = {
@@ -170,7 +181,7 @@ def _arguments() -> argparse.Namespace:
     options.add_argument("--seq-len", type=int, help="tokens of a sample and of a window (512; stories: 256)")
     options.add_argument("--chunks", type=int, default=20, help="windows of each text")
     options.add_argument("--text", type=Path, action="append", help="what the files are judged on instead; repeat")
-    options.add_argument("--calibration", action="append", help="a text, or default, quantkit's own; repeat to mix")
+    options.add_argument("--calibration", action="append", help=CALIBRATION_HELP)
     options.add_argument("--threads", type=int, default=min(2, len(os.sched_getaffinity(0))))
     options.add_argument("--plain", action="store_true", help="also llama-quantize without an importance matrix")
     options.add_argument("--solver", choices=["llama.cpp", "feedback"], default="feedback", help="of quantkit's files")
@@ -183,14 +194,25 @@ def _arguments() -> argparse.Namespace:
 
 
 def _options(given: argparse.Namespace, model: str) -> Options:
-    calibration, length = given.calibration or [], given.seq_len
+    calibration, length = calibration_texts(given.calibration or []), given.seq_len or usual_length(model)
     if model in STORIES:
-        stories = story_texts(WORK / "quality" / "stories")[0]
-        calibration, length = calibration or [str(stories)], length or CONTEXT
+        calibration = calibration or [str(story_texts(WORK / "quality" / "stories")[0])]
     return Options(
-        given.types, given.sized, given.samples, length or 512, calibration, given.threads, given.plain,
+        given.types, given.sized, given.samples, length, calibration, given.threads, given.plain,
         _solver(given), given.auto_round, given.auto_round_iterations,
     )  # fmt: skip
+
+
+def usual_length(model: str) -> int:
+    """Tokens of a sample where no --seq-len is given."""
+    return CONTEXT if model in STORIES else 512
+
+
+def suffix(given: argparse.Namespace, model: str) -> str:
+    """The end of the name of a model's folder: the --calibration and --seq-len that are not the usual ones."""
+    usual = given.calibration == [DEFAULT] and model not in STORIES
+    length = None if given.seq_len == usual_length(model) else given.seq_len
+    return folder_suffix([] if usual else given.calibration or [], length)
 
 
 def _solver(given: argparse.Namespace) -> list[str]:
@@ -206,7 +228,7 @@ def main() -> None:
     for name in given.model or ["smollm2"]:
         model = MODELS[name]() if name in MODELS else Path(name)
         options = _options(given, name)
-        folder = WORK / "quality" / f"{model.name}-{given.samples}"
+        folder = WORK / "quality" / f"{model.name}-{given.samples}{suffix(given, name)}"
         if given.fresh:
             shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,5 +1,7 @@
 """The files that `benchmarks/quality.py` compares: made once, kept in a folder, and not made again by a later run."""
 
+import hashlib
+import re
 import shutil
 import subprocess
 import sys
@@ -12,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.lines import REPOSITORY
+from demo.wikitext import wikitext2_validation
 from quantkit.checkpoint import open_checkpoint
 from quantkit.gguf.file_types import file_type
 from quantkit.texts.mixed import DEFAULT
@@ -22,6 +25,8 @@ from tests.helpers.oracle import llama_quantize
 PLAIN, IMATRIX, FEEDBACK, SIZED = "llama-quantize", "llama-imatrix + llama-quantize", "quantkit", "quantkit, by size"
 AUTO_ROUND = "AutoRound"
 DEFAULT_SOLVER = ["--solver", "feedback"]
+NAMED_TEXTS = {"wikitext-2": wikitext2_validation}
+CALIBRATION_HELP = "a text, wikitext-2 (its validation split), or default, quantkit's own; repeat to mix"
 
 _AUTO_ROUND = """\
 import sys
@@ -66,6 +71,26 @@ def sample_request(calibration: Sequence[str], n_samples: int, length: int) -> S
     """Samples of texts as they are, and of quantkit's own text with the chat template."""
     chat = None if DEFAULT in calibration or not calibration else False
     return SampleRequest(calibration, n_samples, length, chat)
+
+
+def folder_suffix(calibration: Sequence[str], length: int | None) -> str:
+    """What a folder's name says of calibration texts and of a sample length; none of either for the usual ones.
+
+    A file has its name and the start of its SHA-256, because a file of this name may change.
+    """
+    words = [_text_name(text) for text in calibration]
+    return "".join(f"-{word}" for word in [*words, *([f"length-{length}"] if length else [])])
+
+
+def _text_name(text: str) -> str:
+    path = Path(text)
+    digest = f"-{hashlib.sha256(path.read_bytes()).hexdigest()[:8]}" if path.is_file() and text != DEFAULT else ""
+    return re.sub(r"[^\w.]+", "-", path.stem if digest else text) + digest
+
+
+def calibration_texts(calibration: Sequence[str]) -> list[str]:
+    """Texts as convert takes them, with the file of each name in NAMED_TEXTS. Raises InputsUnavailable."""
+    return [str(NAMED_TEXTS[text]()) if text in NAMED_TEXTS else text for text in calibration]
 
 
 def text_words(calibration: Sequence[str]) -> list[str]:

@@ -1,12 +1,23 @@
 """The comparison of files by type: which file is which, the ratios, the table, and what a later run makes anew."""
 
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from benchmarks.quality import Bench, figures, kind_of, table
-from benchmarks.quality_files import FEEDBACK, IMATRIX, SIZED, Files, Options, sample_request, text_words
+from benchmarks.quality import Bench, figures, kind_of, suffix, table
+from benchmarks.quality_files import (
+    FEEDBACK,
+    IMATRIX,
+    SIZED,
+    Files,
+    Options,
+    calibration_texts,
+    sample_request,
+    text_words,
+)
+from demo.inputs import InputsUnavailable
 
 TEXT = "wiki.test.raw"
 
@@ -76,6 +87,43 @@ def test_files_that_exist_are_not_made_again(tmp_path: Path) -> None:
     (tmp_path / "quantkit-q2_k.gguf").unlink()
     with pytest.raises(Exception, match="quantkit"):
         Files(tmp_path / "no-model", options, tmp_path).make()
+
+
+@pytest.mark.parametrize(
+    ("calibration", "length", "model", "expected"),
+    [
+        (None, None, "smollm2", ""),
+        (["default"], 512, "smollm2", ""),
+        (["default", "wikitext-2"], None, "smollm2", "-default-wikitext-2"),
+        (["wikitext-2", "default"], 1024, "smollm2", "-wikitext-2-default-length-1024"),
+        (["org/name:train"], None, "smollm2", "-org-name-train"),
+        (None, 256, "stories", ""),
+        (["default"], 512, "stories", "-default-length-512"),
+    ],
+)
+def test_the_folder_of_files_names_calibration_texts_and_a_length_that_are_not_the_usual_ones(
+    calibration: list[str] | None, length: int | None, model: str, expected: str
+) -> None:
+    assert suffix(Namespace(calibration=calibration, seq_len=length), model) == expected
+
+
+def test_a_text_of_another_content_has_another_folder(tmp_path: Path) -> None:
+    text = tmp_path / "my text.txt"
+    names = []
+    for content in ("one", "two", "one"):
+        text.write_text(content)
+        names.append(suffix(Namespace(calibration=[str(text)], seq_len=None), "smollm2"))
+    assert names[0] == names[2] != names[1]
+    assert names[0] == "-my-text-7692c3ad"  # the start of the SHA-256 of "one"
+
+
+def test_a_named_text_is_given_to_convert_as_a_file() -> None:
+    try:
+        default, validation = calibration_texts(["default", "wikitext-2"])
+    except InputsUnavailable as error:
+        pytest.skip(str(error))
+    assert default == "default"
+    assert Path(validation).read_text("utf-8").startswith(" \n = Homarus gammarus = \n")
 
 
 def test_texts_are_taken_as_they_are_and_quantkits_own_with_the_chat_template() -> None:

@@ -9,16 +9,21 @@ import pytest
 from tokenizers import Tokenizer
 
 from demo.inputs import SMOLLM2_GGUF, InputsUnavailable, extract
-from demo.wikitext import SHA256
+from demo.wikitext import SHA256, wikitext2_validation
 from quantkit.families import reference_logits
 from quantkit.llamacpp.session import logits, vocab_token_ids
 from tests.helpers.real import smollm2_or_skip, wikitext2_or_skip
 
 
-def test_the_text_is_wiki_test_raw_to_the_byte() -> None:
-    data = wikitext2_or_skip().encode()
-    assert len(data) == 1_290_590
-    assert hashlib.sha256(data).hexdigest() == SHA256
+def test_the_texts_are_wiki_test_raw_and_wiki_valid_raw_to_the_byte() -> None:
+    try:
+        validation = wikitext2_validation().read_bytes()
+    except InputsUnavailable as error:
+        pytest.skip(str(error))
+    for data, split, size in ((wikitext2_or_skip().encode(), "test", 1_290_590), (validation, "validation", 1_146_846)):
+        assert len(data) == size
+        assert hashlib.sha256(data).hexdigest() == SHA256[split]
+    assert validation.startswith(b" \n = Homarus gammarus = \n")
 
 
 @pytest.mark.full

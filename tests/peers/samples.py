@@ -6,31 +6,26 @@ of the raw text, joined as wiki.valid.raw and wiki.test.raw have it (what llama-
 own tokens without special ones, cut into consecutive pieces.
 """
 
-import tempfile
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from tokenizers import Tokenizer
 
 from demo.inputs import CACHE as INPUTS
-from demo.inputs import WIKITEXT2_PARQUET, extract
-from demo.parquet import read_strings
 from demo.smollm2 import smollm2_checkpoint
-from demo.wikitext import wikitext2_test
+from demo.wikitext import wikitext2_test, wikitext2_validation
 
 CACHE = INPUTS.parent / "peers"
 LENGTH = 512
 N_SAMPLES = 32
 N_WINDOWS = 40
-_VALIDATION = replace(WIKITEXT2_PARQUET, member="cpu_llm/data/wikitext-2-raw-v1/validation.parquet")
 
 
 def calibration_samples() -> Path:
     """samples.npy, written on first use. Raises InputsUnavailable."""
     path = CACHE / "samples.npy"
     if not path.is_file():
-        _save(path, _validation_text(), N_SAMPLES)
+        _save(path, wikitext2_validation().read_text(encoding="utf-8"), N_SAMPLES)
     return path
 
 
@@ -40,12 +35,6 @@ def held_out_windows() -> Path:
     if not path.is_file():
         _save(path, wikitext2_test(), N_WINDOWS)
     return path
-
-
-def _validation_text() -> str:
-    with tempfile.TemporaryDirectory(prefix="wikitext-") as scratch:
-        rows = read_strings(extract(_VALIDATION, Path(scratch)).read_bytes())
-    return "".join(row or " \n" for row in rows)  # the data set stores a blank line as nothing
 
 
 def _save(path: Path, text: str, n: int) -> None:
