@@ -195,7 +195,7 @@ def _loaded(source: str | None, *, offline: bool) -> _LoadedText:
 def _text_samples(text: _LoadedText, request: SampleRequest, tokenizer: TextTokenizer) -> Samples:
     """The samples of one text, in its order."""
     name = text.name
-    rendered = tokens.render_documents(text.documents, tokenizer.chat, chat=request.chat)
+    rendered = tokens.render_documents(text.documents, tokenizer.chat, chat=request.chat, name=name)
     ids = tokens.ids_of_pieces(tokenizer.encode, rendered.texts, tokenizer.at_once)
     if not ids.size:
         raise CalibrationError(f"the calibration text {name} is empty; pass a text with words")

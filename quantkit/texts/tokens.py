@@ -123,12 +123,12 @@ def chat_format(files: TokenizerFiles) -> ChatFormat:
     return ChatFormat(special.default_template(files.template), tokens, str(files.folder))
 
 
-def render_documents(documents: Sequence[Document], style: ChatFormat, *, chat: bool | None) -> Rendered:
+def render_documents(documents: Sequence[Document], style: ChatFormat, *, chat: bool | None, name: str) -> Rendered:
     """Render documents as texts. The chat template runs in a child process (see quantkit.chat).
 
-    `chat`: None uses the template if the checkpoint has one. True requires a template and a conversation. False uses
-    the plain contents of the messages. A conversation that the template refuses is rendered again without its system
-    message. A conversation that still fails is skipped with a warning.
+    `name`: that of the text, for messages. `chat`: None uses the template if the checkpoint has one. True requires a
+    template and a conversation. False uses the plain contents of the messages. A conversation that the template refuses
+    is rendered again without its system message. A conversation that still fails is skipped with a warning.
 
     Raises:
         CalibrationError: `chat` is True without a template or conversation, or all conversations fail.
@@ -155,10 +155,11 @@ def render_documents(documents: Sequence[Document], style: ChatFormat, *, chat: 
             texts.append(answer)
     if len(refused) == len(conversations):
         raise CalibrationError(
-            f"the chat template fails on all {len(refused)} conversations of the calibration text ({refused[0]});"
+            f"the chat template fails on all {len(refused)} conversations of {name} ({refused[0]});"
             " calibrate on another text"
         )
-    warnings = (f"skipped {len(refused)} of {len(conversations)} conversations: {refused[0]}",) if refused else ()
+    skipped = f"skipped {len(refused)} of {len(conversations)} conversations of {name}"
+    warnings = (f"{skipped}: {refused[0]}",) if refused else ()
     return Rendered(texts, len(conversations) - len(refused), warnings)
 
 

@@ -108,17 +108,22 @@ def test_a_conversation_that_the_template_refuses_is_left_out_and_counted(tmp_pa
         [{"role": "tool", "content": "17"}],
         [{"role": "user", "content": "Goodbye"}],
     ]
+    hello = json.dumps({"messages": chats[0]})
     source = write(tmp_path, "chats.jsonl", "\n".join(json.dumps({"messages": chat}) for chat in chats))
     with open_checkpoint(str(folder)) as checkpoint:
         samples = load_samples(checkpoint, SampleRequest(source=source, n_samples=1, seq_len=8))
-        assert samples.warnings == (
-            "skipped 1 of 3 conversations: the chat template refuses the conversation: no tools",
+        refused = "the chat template refuses the conversation: no tools"
+        assert samples.warnings == (f"skipped 1 of 3 conversations of chats.jsonl: {refused}",)
+        both = [source, write(tmp_path, "more.jsonl", "\n".join([json.dumps({"messages": chats[1]})] * 2 + [hello]))]
+        assert load_samples(checkpoint, SampleRequest(source=both, n_samples=2, seq_len=8)).warnings == (
+            f"skipped 1 of 3 conversations of chats.jsonl: {refused}",
+            f"skipped 2 of 3 conversations of more.jsonl: {refused}",
         )
         # one date whatever the day, so that the same text comes tomorrow
         text = "Hello " * 300 + " on 26 Jul 2024\nGoodbye on 26 Jul 2024\n"
         assert samples.texts[0].sha256 == hashlib.sha256(text.encode()).hexdigest()
         only_tools = write(tmp_path, "tools.jsonl", json.dumps({"messages": chats[1]}))
-        with pytest.raises(CalibrationError, match=r"fails on all 1 conversations .* no tools"):
+        with pytest.raises(CalibrationError, match=r"fails on all 1 conversations of tools.jsonl .* no tools"):
             load_samples(checkpoint, SampleRequest(source=only_tools, n_samples=1, seq_len=8))
 
 
