@@ -1,6 +1,6 @@
-"""A GGUF file in llama.cpp (extra `run`): token ids of its vocabulary, logits of its weights.
+"""Child processes that answer questions about GGUF files with llama.cpp (extra `run`).
 
-Every call runs in a child process (child.py): a malformed file may abort llama.cpp, and a child can be timed out.
+Every question goes to a child process (child.py): a malformed file may abort llama.cpp, and a child can be timed out.
 """
 
 import contextlib
@@ -11,152 +11,21 @@ import os
 import subprocess
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-import numpy.typing as npt
 
 import quantkit
 from quantkit.errors import MissingExtraError, PassingError, QuantkitError
 from quantkit.llamacpp.reasons import NO_MEMORY, NO_SPACE, explain
 from quantkit.llamacpp.reuse import IdleChildren
-from quantkit.scratch import folder_in_memory, scratch_folder
 from quantkit.system.processes import was_killed
 from quantkit.system.python import module_command
 
 Progress = Callable[..., object]
 
-LOGITS_SECONDS = 1800.0
-"""A child that computes logits is stopped after these."""
 _SECONDS_TO_DIE = 5.0
-
-
-def vocab_token_ids(model: Path, texts: Sequence[str], *, timeout: float = 120.0) -> list[list[int]]:
-    """Token ids of each text by the vocabulary embedded in `model`; the weights are not read.
-
-    As a Hugging Face tokenizer with add_special_tokens=False: nothing is added, special tokens in the text are parsed.
-    Source: llama_tokenize. Raises QuantkitError when llama.cpp refuses the file or takes over `timeout` seconds.
-    """
-    result = run_child(
-        {"task": "vocab_tokens", "model": str(model.absolute()), "texts": list(texts)}, model, timeout=timeout
-    )
-    return [[int(token) for token in ids] for ids in result]
-
-
-def text_tokens(model: Path, text: str, *, timeout: float = 600.0) -> tuple[list[int], int | None]:
-    """Token ids of a text (less one trailing newline) to measure on, and the BOS this vocabulary adds, or None.
-
-    As llama-perplexity reads a file: BOS before it where the vocabulary adds one, special tokens in it taken as text.
-    Raises QuantkitError as vocab_token_ids does.
-    """
-    request = {"task": "text_tokens", "model": str(model.absolute()), "text": text.removesuffix("\n")}
-    result = run_child(request, model, timeout=timeout)
-    return [int(token) for token in result["tokens"]], result["bos"]
-
-
-def logits(
-    model: Path,
-    tokens: Sequence[int],
-    *,
-    adapter: Path | None = None,
-    n_threads: int | None = None,
-    vocabulary: bool = True,
-    by_default: bool = False,
-) -> npt.NDArray[np.float32]:
-    """Logits (n_tokens, n_vocab), float32, of one sequence of token ids, on the CPU, with a float32 KV cache.
-
-    `adapter`: the GGUF of a LoRA adapter to apply. llama.cpp also validates every tensor's data on the way. Without
-    `vocabulary` it takes the number of tokens from the key NAME.vocab_size and does not load them. `by_default`: one
-    token must go through llama.cpp's default settings too. Raises QuantkitError as vocab_token_ids does.
-    """
-    if not tokens:
-        raise ValueError("tokens is empty; pass at least one token id")
-    with scratch_folder(folder_in_memory(len(tokens) << 21)) as folder:
-        out = folder / "logits"
-        request = {
-            "task": "logits",
-            "model": str(model.absolute()),
-            "tokens": [int(token) for token in tokens],
-            "vocabulary": vocabulary,
-            "out": str(out),
-        }
-        more = {"n_threads": n_threads, "adapter": str(adapter.absolute()) if adapter else None}
-        _run_in_both({**request, **more, "by_default": by_default}, model, timeout=LOGITS_SECONDS)
-        return np.fromfile(out, np.float32).reshape(len(tokens), -1)
-
-
-def ids_with_special_tokens(model: Path, texts: Sequence[str], *, timeout: float = 600.0) -> list[list[int]]:
-    """Token ids of each text with the special tokens that the vocabulary of `model` puts around it.
-
-    Raises QuantkitError as vocab_token_ids does.
-    """
-    request = {"task": "special_tokens", "model": str(model.absolute()), "texts": list(texts)}
-    return [[int(token) for token in ids] for ids in run_child(request, model, timeout=timeout)]
-
-
-def hidden_states(
-    model: Path, tokens: Sequence[int], *, by_default: bool = False, timeout: float = 1800.0
-) -> npt.NDArray[np.float32]:
-    """The last hidden states (n_tokens, hidden), float32, of one sequence of token ids in an encoder, on the CPU.
-
-    Source: llama_get_embeddings with the pooling NONE. `by_default`: as in `logits`. Raises QuantkitError as
-    vocab_token_ids does.
-    """
-    return embeddings(model, [tokens], pooling="none", by_default=by_default, timeout=timeout)[0]
-
-
-def embeddings(
-    model: Path,
-    sequences: Sequence[Sequence[int]],
-    *,
-    pooling: str | None = None,
-    n_threads: int | None = None,
-    by_default: bool = False,
-    timeout: float = 1800.0,
-) -> list[npt.NDArray[np.float32]]:
-    """The embeddings of sequences of token ids, on the CPU, float32: (1, hidden) each.
-
-    `pooling`: none, mean, cls, last or rank; None takes the file's own. With `none` a sequence has a row for each
-    token, with `rank` one row of scores. `by_default`: as in `logits`. Raises QuantkitError as vocab_token_ids does,
-    also without a pooling.
-    """
-    with scratch_folder(folder_in_memory(sum(map(len, sequences)) << 13)) as folder:
-        out = folder / "embeddings"
-        request = {
-            "task": "embeddings",
-            "model": str(model.absolute()),
-            "sequences": [[int(token) for token in tokens] for tokens in sequences],
-            "pooling": pooling,
-            "n_threads": n_threads,
-            "by_default": by_default,
-            "out": str(out),
-        }
-        shapes = _run_in_both(request, model, timeout=timeout)
-        values = np.fromfile(out, np.float32)
-    ends = np.cumsum([rows * columns for rows, columns in shapes])[:-1]
-    return [part.reshape(shape) for part, shape in zip(np.split(values, ends), shapes, strict=True)]
-
-
-def _run_in_both(request: Mapping[str, Any], model: Path, *, timeout: float) -> Any:
-    """The result of a request whose child evaluates exactly and then, after a message of progress, by default.
-
-    Raises QuantkitError as vocab_token_ids does.
-    """
-    exact: list[int] = []
-    try:
-        return run_child(request, model, timeout=timeout, progress=lambda done, _of: exact.append(done))
-    except (MissingExtraError, PassingError):
-        raise
-    except QuantkitError as error:
-        if not exact:
-            raise
-        raise QuantkitError(
-            f"{error}; this is with llama.cpp's default settings (flash attention, a cache of f16), which"
-            " `quantkit run` has too; without them it runs the file"
-        ) from error
 
 
 def require_llama_cpp() -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 from quantkit.errors import UnsupportedError
 from quantkit.gguf.reader import read_header
 from quantkit.gguf.vocabulary import TEMPLATE_KEY, special_tokens, token_texts
-from quantkit.llamacpp.session import text_tokens, vocab_token_ids
+from quantkit.llamacpp.token_ids import text_tokens, vocab_token_ids
 from quantkit.texts.samples import TextTokenizer
 from quantkit.texts.tokens import ChatFormat
 

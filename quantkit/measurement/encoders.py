@@ -12,7 +12,8 @@ import numpy as np
 from quantkit.errors import CheckpointError, MeasureError, UsageError
 from quantkit.families.base.pooling import dense_modules, pooling_of, through_dense
 from quantkit.gguf.reader import read_header, shard_paths
-from quantkit.llamacpp.session import embeddings, ids_with_special_tokens
+from quantkit.llamacpp.evaluation import embeddings
+from quantkit.llamacpp.token_ids import ids_with_special_tokens
 from quantkit.measurement.embedding_scores import Array, embedding_figures, recall, score_figures
 from quantkit.measurement.gguf_engine import GgufEngine
 from quantkit.measurement.subjects import Subject

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from quantkit.errors import MeasureError
-from quantkit.llamacpp.session import text_tokens
+from quantkit.llamacpp.token_ids import text_tokens
 from quantkit.measurement.comparison import ComparedModel, Comparison
 from quantkit.measurement.gguf_engine import GgufEngine
 from quantkit.measurement.summary import perplexity_of, ratio_of

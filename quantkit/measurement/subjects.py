@@ -15,7 +15,7 @@ from quantkit.families import token_roles
 from quantkit.gguf.model_file import model_files
 from quantkit.gguf.reader import read_header, shard_paths
 from quantkit.inspection import Description, inspect_source
-from quantkit.llamacpp.session import text_tokens
+from quantkit.llamacpp.token_ids import text_tokens
 from quantkit.measurement.folder_engine import FolderEngine, open_folder
 from quantkit.measurement.gguf_engine import GgufEngine
 from quantkit.texts import tokens

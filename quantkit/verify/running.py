@@ -56,7 +56,7 @@ def check_tokens(plan: GgufPlan, source: SourceLogits | None = None) -> Check:
         return Check("tokens", "skipped", "the source is a GGUF; its vocabulary is copied")
 
     def compare() -> str:
-        from quantkit.llamacpp.session import vocab_token_ids
+        from quantkit.llamacpp.token_ids import vocab_token_ids
 
         try:
             with loadable(plan.outputs[0]) as path:
@@ -153,7 +153,8 @@ def check_logits(
     name, values_of = ("embeddings", "hidden states") if encoder else ("logits", "logits")
 
     def compare() -> str:
-        from quantkit.llamacpp.session import hidden_states, logits, require_llama_cpp
+        from quantkit.llamacpp.evaluation import hidden_states, logits
+        from quantkit.llamacpp.session import require_llama_cpp
 
         require_llama_cpp()
         tokens, expected = source.get()
@@ -241,7 +242,7 @@ def _check_finite(plan: GgufPlan, output: GgufOutput) -> Check:
     unknown: list[str] = []
 
     def run() -> str:
-        from quantkit.llamacpp.session import logits
+        from quantkit.llamacpp.evaluation import logits
 
         tokens = [(7919 * index + 3) % n_vocab for index in range(PROBE_TOKENS)]
         try:

@@ -110,7 +110,7 @@ def check_transformers(output: GgufOutput, reference: TransformersLogits) -> Che
     """
 
     def compare() -> str:
-        from quantkit.llamacpp.session import logits
+        from quantkit.llamacpp.evaluation import logits
 
         windows, by_position, largest = reference.get(), [], 0.0
         with loadable(output) as path:

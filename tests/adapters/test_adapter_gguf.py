@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from quantkit.llamacpp.session import logits
+from quantkit.llamacpp.evaluation import logits
 from tests.adapters.cases import GPT2, TOKENS, write_base
 from tests.adapters.gguf_cases import FAMILIES, TYPES, write_family_case
 from tests.helpers.adapters import AdapterCase, adapter_settings, write_adapter

@@ -12,7 +12,7 @@ import pytest
 from tokenizers import Tokenizer
 
 from demo.inputs import CACHE, InputsUnavailable
-from quantkit.llamacpp.session import logits
+from quantkit.llamacpp.evaluation import logits
 from quantkit.measurement.perplexity import perplexity, perplexity_ratio
 from tests.helpers.command import quantkit
 from tests.helpers.moe import NAME, smollm2_moe

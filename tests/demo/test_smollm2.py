@@ -11,7 +11,8 @@ from tokenizers import Tokenizer
 from demo.inputs import SMOLLM2_GGUF, InputsUnavailable, extract
 from demo.wikitext import SHA256, wikitext2_validation
 from quantkit.families import reference_logits
-from quantkit.llamacpp.session import logits, vocab_token_ids
+from quantkit.llamacpp.evaluation import logits
+from quantkit.llamacpp.token_ids import vocab_token_ids
 from tests.helpers.real import smollm2_or_skip, wikitext2_or_skip
 
 

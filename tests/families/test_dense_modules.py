@@ -11,7 +11,7 @@ import pytest
 from demo.safetensors_file import write_safetensors
 from quantkit.errors import QuantkitError
 from quantkit.families.base.pooling import pooling_of
-from quantkit.llamacpp.session import embeddings, hidden_states
+from quantkit.llamacpp.evaluation import embeddings, hidden_states
 from tests.families.expected import expected, read_gguf, tensor_hash, write_checkpoint
 from tests.families.models import TOKENS, weight
 from tests.families.test_pooling import with_pooling

@@ -10,7 +10,7 @@ import pytest
 from quantkit.errors import CheckpointError, UnsupportedError
 from quantkit.families import check_config
 from quantkit.families.base.pooling import pooling_of
-from quantkit.llamacpp.session import embeddings
+from quantkit.llamacpp.evaluation import embeddings
 from tests.families.expected import expected, read_gguf, write_checkpoint
 from tests.families.models import TOKENS, all_cases
 from tests.families.models.bert import BERT

@@ -10,7 +10,7 @@ import pytest
 from quantkit.checkpoint import open_checkpoint
 from quantkit.errors import CheckpointError, UnsupportedError
 from quantkit.families import find_family, map_tensors
-from quantkit.llamacpp.session import logits
+from quantkit.llamacpp.evaluation import logits
 from quantkit.outputs.model import model_from_checkpoint
 from tests.families.expected import expected, write_checkpoint
 from tests.families.models import TOKENS, all_cases

@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from quantkit.llamacpp.session import embeddings, ids_with_special_tokens
+from quantkit.llamacpp.evaluation import embeddings
+from quantkit.llamacpp.token_ids import ids_with_special_tokens
 from tests.helpers.command import quantkit
 from tests.helpers.minilm import GOLDEN, TEXTS, minilm_checkpoint
 from tests.helpers.paraphrase_l3 import GOLDEN as ONNX_GOLDEN

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from quantkit.llamacpp.session import embeddings
+from quantkit.llamacpp.evaluation import embeddings
 from tests.families.expected import expected, read_gguf, tensor_hash, write_checkpoint
 from tests.families.models import TOKENS, all_cases, weight
 from tests.helpers.command import quantkit

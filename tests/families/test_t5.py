@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from quantkit.families import cautions, find_family
-from quantkit.llamacpp.session import embeddings, ids_with_special_tokens
+from quantkit.llamacpp.evaluation import embeddings
+from quantkit.llamacpp.token_ids import ids_with_special_tokens
 from quantkit.tokenizer import hf_token_ids
 from tests.families.expected import expected, write_checkpoint
 from tests.families.models import TOKENS

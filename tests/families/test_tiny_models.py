@@ -13,7 +13,7 @@ from quantkit.errors import UnsupportedError
 from quantkit.families import all_families, check_config
 from quantkit.families.base.registry import find_family
 from quantkit.families.wrappers import WRAPPERS
-from quantkit.llamacpp.session import hidden_states, logits
+from quantkit.llamacpp.evaluation import hidden_states, logits
 from tests.families.expected import Expected, expected, read_gguf, read_header, write_checkpoint
 from tests.families.models import TOKENS, Case, all_cases
 from tests.families.other_names import OTHER_NAMES, REFUSED, other_files, write_other

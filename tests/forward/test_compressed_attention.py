@@ -6,7 +6,7 @@ import numpy as np
 
 from quantkit.checkpoint import open_checkpoint
 from quantkit.families.base.native import Native
-from quantkit.llamacpp.session import logits
+from quantkit.llamacpp.evaluation import logits
 from tests.families.expected import write_checkpoint
 from tests.families.models import VOCAB
 from tests.helpers.conversions import to_gguf

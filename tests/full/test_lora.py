@@ -11,7 +11,7 @@ import pytest
 from quantkit.errors import UnknownArchitectureError
 from quantkit.families import reference_logits
 from quantkit.families.base.native import Native
-from quantkit.llamacpp.session import logits as llama_logits
+from quantkit.llamacpp.evaluation import logits as llama_logits
 from quantkit.outputs import opening
 from quantkit.tokenizer import hf_token_ids
 from tests.adapters import expected

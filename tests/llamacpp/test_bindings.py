@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import quantkit
-from quantkit.llamacpp.session import logits
+from quantkit.llamacpp.evaluation import logits
 from tests.helpers.tiny import tiny_llama
 from tests.measurement.tiny_gguf import write_tiny_gguf
 

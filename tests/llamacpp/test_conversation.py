@@ -12,8 +12,9 @@ from tokenizers import Tokenizer
 from quantkit.errors import QuantkitError
 from quantkit.gguf.reader import read_header
 from quantkit.llamacpp.conversation import CONTEXT, Conversation, Loading, converse
+from quantkit.llamacpp.evaluation import logits
 from quantkit.llamacpp.sampling import Sampling
-from quantkit.llamacpp.session import logits, vocab_token_ids
+from quantkit.llamacpp.token_ids import vocab_token_ids
 from tests.families.expected import write_checkpoint
 from tests.helpers.command import quantkit
 from tests.helpers.conversions import to_gguf

@@ -12,8 +12,9 @@ from tokenizers import Tokenizer
 from quantkit.errors import MissingExtraError, QuantkitError
 from quantkit.families import reference_logits
 from quantkit.llamacpp import session
+from quantkit.llamacpp.evaluation import logits
 from quantkit.llamacpp.reasons import explain
-from quantkit.llamacpp.session import logits, vocab_token_ids
+from quantkit.llamacpp.token_ids import vocab_token_ids
 from tests.forward.cases import TOKENS
 from tests.forward.test_forward import load
 from tests.helpers.llama_child import start_child, start_children
@@ -128,7 +129,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 def test_a_call_that_takes_too_long_is_stopped_and_leaves_no_process(
     tiny: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("quantkit.llamacpp.session.LOGITS_SECONDS", 0.05)
+    monkeypatch.setattr("quantkit.llamacpp.evaluation.LOGITS_SECONDS", 0.05)
     before = psutil.Process().children()
     with pytest.raises(QuantkitError, match=r"0\.05 seconds"):
         logits(tiny, TOKENS)

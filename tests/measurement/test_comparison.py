@@ -8,7 +8,7 @@ import pytest
 from gguf import GGUFReader
 
 from quantkit.errors import MeasureError
-from quantkit.llamacpp.session import text_tokens
+from quantkit.llamacpp.token_ids import text_tokens
 from quantkit.measurement.comparison import ComparedModel, Comparison
 from quantkit.measurement.gguf_engine import GgufEngine
 from quantkit.progress import SILENT, Progress

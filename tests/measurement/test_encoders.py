@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from quantkit.llamacpp.session import embeddings, ids_with_special_tokens
+from quantkit.llamacpp.evaluation import embeddings
+from quantkit.llamacpp.token_ids import ids_with_special_tokens
 from quantkit.measurement.embedding_scores import embedding_figures, recall, score_figures, spearman
 from quantkit.measurement.encoders import retrieval_set
 from tests.families.expected import write_checkpoint

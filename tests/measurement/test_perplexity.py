@@ -6,7 +6,7 @@ import pytest
 
 from quantkit.errors import QuantkitError
 from quantkit.families import reference_logits
-from quantkit.llamacpp.session import vocab_token_ids
+from quantkit.llamacpp.token_ids import vocab_token_ids
 from quantkit.measurement.perplexity import Perplexity, perplexity, perplexity_ratio
 from tests.forward.test_forward import load
 from tests.helpers.progress import Recorded

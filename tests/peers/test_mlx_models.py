@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from quantkit.families import reference_logits
-from quantkit.llamacpp.session import logits
+from quantkit.llamacpp.evaluation import logits
 from quantkit.packed.reader import open_quantized
 from tests.families.expected import write_checkpoint
 from tests.helpers.command import quantkit

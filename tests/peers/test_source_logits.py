@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from quantkit.llamacpp.session import logits
+from quantkit.llamacpp.evaluation import logits
 from tests.helpers.command import quantkit
 from tests.peers.environments import run_inside
 from tests.peers.models import PROMPT, small_model

@@ -8,7 +8,7 @@ import pytest
 import sentencepiece
 
 from quantkit.errors import TokenizerError
-from quantkit.llamacpp.session import ids_with_special_tokens
+from quantkit.llamacpp.token_ids import ids_with_special_tokens
 from quantkit.tokenizer import hf_token_ids
 from tests.families.expected import read_header, write_checkpoint
 from tests.helpers.command import quantkit

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from quantkit.errors import UnsupportedError
-from quantkit.llamacpp.session import vocab_token_ids
+from quantkit.llamacpp.token_ids import vocab_token_ids
 from quantkit.tokenizer import PROBE, hf_token_ids
 from tests.families.expected import write_checkpoint
 from tests.families.models import VOCAB

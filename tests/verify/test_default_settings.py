@@ -9,7 +9,7 @@ import pytest
 
 from demo.safetensors_file import write_safetensors
 from quantkit.families.base import registry
-from quantkit.llamacpp.session import logits
+from quantkit.llamacpp.evaluation import logits
 from tests.families.expected import expected
 from tests.families.models import VOCAB, all_cases, native_weights, weight, write_tokenizer
 from tests.helpers.command import quantkit
