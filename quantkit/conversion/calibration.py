@@ -4,10 +4,7 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from io import BytesIO
-from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,13 +15,20 @@ from quantkit.conversion.gguf_layers import FeedbackRounder
 from quantkit.conversion.gguf_pass import has_all_files
 from quantkit.conversion.layer_outputs import OUTSIDE_LAYERS, LayerOutputs, layer_step
 from quantkit.conversion.layer_quantizer import LayerQuantizer
-from quantkit.conversion.neurons import load_orders, save_orders
+from quantkit.conversion.layer_statistics import (
+    by_linear,
+    first_layer,
+    forget_layers,
+    load_squares,
+    neuron_orders,
+    save_statistics,
+)
 from quantkit.conversion.packed_layers import LayerSums, quantizer_of
 from quantkit.conversion.rounded_inputs import RoundedInputs
-from quantkit.errors import OutputError, PassingError
+from quantkit.errors import PassingError
 from quantkit.files import partial_path
 from quantkit.forward.devices import is_full
-from quantkit.forward.linears import AFTER_EXPERTS, LayerLinears
+from quantkit.forward.linears import AFTER_EXPERTS
 from quantkit.imatrix.names import LinearKey, Squares
 from quantkit.journal import Journal
 from quantkit.machine import peak_memory
@@ -90,7 +94,7 @@ def calibrate(
         stack.enter_context(stream)
         followers = _rounded_streams(plan, rounder, quantizers, stream, stack)
         progress.start("calibrating", count)
-        first = _first_layer(plan, count, journal, [stream, *followers])
+        first = first_layer(plan, count, journal, [stream, *followers])
         if OUTSIDE_LAYERS not in journal.records:
             journal.finished(OUTSIDE_LAYERS, _copy_outside_layers(calibration, quantizers))
         if others is not None:
@@ -105,13 +109,13 @@ def calibrate(
             sums = LayerSums(quantizers if rounder is None else [rounder, *quantizers])
             with _full_device_explained(number):
                 stream.layer(number, sums)
-            _save_statistics(plan, number, sums, rounder)
+            save_statistics(plan, number, sums, rounder)
             for name, reasons in rounder.rounded.items() if rounder else ():
                 journal.finished(name, reasons)
             record = {quantizer.plan.request.method: quantizer.record() for quantizer in quantizers}
             journal.finished(layer_step(number), {**record, "tokens": sums.tokens, "starved": sums.starved})
             if others is not None:
-                others.write_layer(number, journal, SILENT, _by_linear(calibration.layers[number], sums.squares))
+                others.write_layer(number, journal, SILENT, by_linear(calibration.layers[number], sums.squares))
             worst = [f", worst error {max(q.errors.values()):.1%}" for q in quantizers if q.errors]
             progress.advance(1, f"layer {number + 1} of {count}, {peak_memory() / 1e6:.0f} MB{max(worst, default='')}")
         for quantizer in quantizers:
@@ -119,8 +123,8 @@ def calibrate(
             quantizer.writer.finish(folder.config(native.config), native.checkpoint.folder, folder.more_files())
     layers = tuple(journal.records[layer_step(number)] for number in range(count))
     rounded = {name: journal.records[name] for name in sorted(rounder.covered)} if rounder else {}
-    moved = {key: order for layer in calibration.layers for key, order in _orders(plan, layer.number).items()}
-    squares = _load_squares(plan, calibration)
+    moved = {key: order for layer in calibration.layers for key, order in neuron_orders(plan, layer.number).items()}
+    squares = load_squares(plan, calibration)
     return Calibration(squares, layers, journal.records[OUTSIDE_LAYERS], first, rounded, moved)
 
 
@@ -160,7 +164,7 @@ def _quantizers(
         method = quantizer_of(folder.request)
         quantizers.append(method(folder, writer, calibration.native.whole, workers, calibration.propagate))
     if not all(quantizer.writer.resumed for quantizer in quantizers):
-        _forget_layers(plan, journal)
+        forget_layers(plan, journal)
     return quantizers
 
 
@@ -171,7 +175,7 @@ def _rounder(
     if plan.gguf is None or plan.gguf.request.solver != "feedback":
         return None
     if not has_all_files(plan.gguf):
-        _forget_layers(plan, journal)
+        forget_layers(plan, journal)
     sources, columns = calibration.imatrix_sources, calibration.imatrix_columns
     if plan.is_asymmetric:
         # what the linear back from a latent reads is known when the rounded stream has left the layer
@@ -231,47 +235,10 @@ def survey(plan: ConversionPlan, calibration: CalibrationPlan, progress: Progres
         for layer in calibration.layers:
             sums = LayerSums([])
             stream.layer(layer.number, sums)
-            squares |= _by_linear(layer, sums.squares)
+            squares |= by_linear(layer, sums.squares)
             progress.advance(1, f"layer {layer.number + 1} of {len(calibration.layers)}")
     shutil.rmtree(folder)
     return squares
-
-
-def _by_linear(
-    layer: LayerLinears, squares: Mapping[str, NDArray[np.float64]]
-) -> dict[LinearKey, tuple[NDArray[np.float64], int]]:
-    """Sums of squares and tokens of each linear of a layer, from those of its inputs."""
-    return {
-        (linear.name, linear.index): (squares[entry.key][:-1], int(squares[entry.key][-1]))
-        for entry in layer.inputs
-        if entry.key in squares
-        for linear in entry.linears
-    }
-
-
-def _first_layer(plan: ConversionPlan, count: int, journal: Journal, streams: Sequence[Stream | RoundedStream]) -> int:
-    """The first unfinished layer; 0, with an empty journal, when its states or sums of squares are lost."""
-    first = next((number for number in range(count) if layer_step(number) not in journal.records), count)
-    states = first == count or all(stream.can_start_at(first) for stream in streams)
-    reorders = plan.gguf is not None and plan.gguf.request.reorder
-    squares = [
-        _squares_file(plan, number).exists() and (not reorders or _orders_file(plan, number).exists())
-        for number in range(count)
-    ]
-    # A later layer was run, although the journal does not have it: it has overwritten the states of this one.
-    overwritten = any(squares[first + 1 :])
-    if not (states and all(squares[:first])) or overwritten:
-        _forget_layers(plan, journal)
-        return 0
-    return first
-
-
-def _forget_layers(plan: ConversionPlan, journal: Journal) -> None:
-    """Empty the journal, and remove the sums of squares, which are evidence of finished layers."""
-    journal.forget()
-    for pattern in ("squares-*.npz", "neurons-*.npz"):
-        for path in plan.work.glob(pattern):
-            path.unlink()
 
 
 def _copy_outside_layers(calibration: CalibrationPlan, quantizers: list[LayerQuantizer]) -> LayerRecord:
@@ -290,51 +257,3 @@ def _copy_outside_layers(calibration: CalibrationPlan, quantizers: list[LayerQua
                 else:
                     quantizer.writer.write(name, piece, first_row=start)
     return {q.plan.request.method: {"sha256": {name: q.writer.sha256(name) for name in names}} for q in quantizers}
-
-
-def _save_statistics(plan: ConversionPlan, number: int, sums: LayerSums, rounder: FeedbackRounder | None) -> None:
-    """Keep the sums of squares of a layer, and the orders of its neurons, for a later run and for the checks."""
-    path = _squares_file(plan, number)
-    partial = path.with_suffix(".new.npz")
-    try:
-        if rounder is not None and rounder.plan.request.reorder:
-            save_orders(_orders_file(plan, number), rounder.moved)
-        np.savez(partial, **sums.squares)  # type: ignore[arg-type]
-        partial.replace(path)
-    except OSError as error:
-        raise OutputError(
-            f"cannot write into {plan.work}: {error.strerror or error}; free some space and rerun the command"
-        ) from error
-
-
-def _load_squares(plan: ConversionPlan, calibration: CalibrationPlan) -> Squares:
-    sums: dict[LinearKey, tuple[NDArray[np.float64], int]] = {}
-    for layer in calibration.layers:
-        with _open_squares(_squares_file(plan, layer.number)) as squares:
-            sums |= _by_linear(layer, dict(squares))
-    return sums
-
-
-def _open_squares(path: Path) -> Any:
-    """The arrays of a file of `_save_squares`. Raises PassingError, or OutputError when the file is damaged."""
-    try:
-        # zipfile would take a disk error for the end of a damaged file
-        return np.load(BytesIO(path.read_bytes()))
-    except OSError as error:
-        raise PassingError(f"cannot read {path} ({error.strerror or error}); run the same command again") from error
-    except (ValueError, BadZipFile) as error:
-        raise OutputError(f"{path} is damaged; add --force to start over") from error
-
-
-def _orders(plan: ConversionPlan, number: int) -> dict[str, Moved]:
-    """The orders of a layer's neurons in the GGUF files; none without --reorder-neurons."""
-    wanted = plan.gguf is not None and plan.gguf.request.reorder
-    return load_orders(_orders_file(plan, number)) if wanted else {}
-
-
-def _orders_file(plan: ConversionPlan, number: int) -> Path:
-    return plan.work / f"neurons-{number}.npz"
-
-
-def _squares_file(plan: ConversionPlan, number: int) -> Path:
-    return plan.work / f"squares-{number}.npz"
