@@ -20,8 +20,9 @@ from quantkit.families.base.layers import nextn_rules, observe_nextn, routed_lay
 from quantkit.families.base.refusals import SILU, only
 from quantkit.families.base.traits import Traits
 from quantkit.families.deepseek import ATTENTION, V3_FORWARD, matrix
-from quantkit.families.kimi_linear import DENSE, ENDS, WITH_LATENT, attention_rules, has_delta
+from quantkit.families.kimi_linear import DENSE, ENDS, WITH_LATENT, attention_rules
 from quantkit.families.kimi_linear import dimensions as kimi_dimensions
+from quantkit.families.kimi_linear_config import has_delta
 from quantkit.forward.config_keys import Config
 from quantkit.forward.description import FeedForward
 from quantkit.forward.kimi_parts import KimiDelta

@@ -29,13 +29,11 @@ from quantkit.families.kimi_linear import (
     WITH_DELTA,
     WITH_LATENT,
     attention_rules,
-    checked_layers,
-    has_delta,
-    prepare_kimi,
 )
 from quantkit.families.kimi_linear import FORWARD as KIMI_LINEAR
 from quantkit.families.kimi_linear import dimensions as kimi_dimensions
 from quantkit.families.kimi_linear import keys as kimi_keys
+from quantkit.families.kimi_linear_config import checked_layers, has_delta, prepare_kimi
 from quantkit.forward.config_keys import Config, given
 from quantkit.forward.description import FeedForward
 from quantkit.forward.kimi_parts import KimiDelta, Latent, ResidualAttention

@@ -9,13 +9,12 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from quantkit.errors import CheckpointError, UnsupportedError
 from quantkit.families.base.family import Dropped, Family, Key, Rule
 from quantkit.families.base.hyperparameters import Hyperparameters, number, optional_size, size
 from quantkit.families.base.keys import base_keys, head_dim_keys
-from quantkit.families.base.mamba import mamba2_dimensions, mamba2_keys, mamba2_rules, no_time_limits
-from quantkit.families.base.refusals import SILU, only
+from quantkit.families.base.mamba import mamba2_dimensions, mamba2_keys, mamba2_rules
 from quantkit.families.base.traits import Traits
+from quantkit.families.nemotron_h_config import ATTENTION, DEFAULTS, MAMBA, MLP, MOE, NAME, kinds, prepare
 from quantkit.forward.config_keys import Config, given
 from quantkit.forward.description import Architecture, Experts, FeedForward
 from quantkit.forward.mixers import Attention
@@ -23,38 +22,7 @@ from quantkit.forward.parts import Form
 from quantkit.forward.recurrent_mixers import Mamba2
 from quantkit.forward.settings import flag, number_of, size_of
 
-_NAME = "Nemotron-H"
 _CONTEXT_WITHOUT_ROPE = 1 << 20
-_MAMBA, _ATTENTION, _MLP, _MOE = "linear_attention", "full_attention", "mlp", "moe"
-_LETTERS = {"M": _MAMBA, "*": _ATTENTION, "-": _MLP, "E": _MOE}
-_NAMES = {"mamba": _MAMBA, "attention": _ATTENTION, **{kind: kind for kind in _LETTERS.values()}}
-
-
-def kinds(config: Mapping[str, Any]) -> list[str]:
-    """By layer: `linear_attention` (Mamba 2), `full_attention`, `mlp` or `moe`.
-
-    Raises:
-        CheckpointError: config.json has no pattern of layers, or one of another length.
-        UnsupportedError: a layer is of another kind.
-    """
-    name = next(
-        (name for name in ("hybrid_override_pattern", "layers_block_type", "layer_types") if config.get(name)), ""
-    )
-    stated = config.get(name)
-    if not isinstance(stated, str | list):
-        raise CheckpointError("config.json has no hybrid_override_pattern; add it, it states the kind of each layer")
-    known = _LETTERS if isinstance(stated, str) else _NAMES
-    for kind in stated:
-        if kind not in known:
-            raise UnsupportedError(
-                f"config.json: {name} contains {kind!r}, but llama.cpp runs {_NAME} only with {', '.join(known)}"
-            )
-    n_layer = optional_size(config, "num_hidden_layers")
-    if n_layer is not None and n_layer != len(stated):
-        raise CheckpointError(
-            f"config.json: {name} states {len(stated)} layers, but num_hidden_layers is {n_layer}; correct one of them"
-        )
-    return [known[kind] for kind in stated]
 
 
 def _layers_of(*names: str) -> Callable[[Hyperparameters], Iterable[int]]:
@@ -66,7 +34,7 @@ def _is(*names: str) -> Callable[[Config, int], bool]:
 
 
 def _has_experts(sizes: Hyperparameters) -> bool:
-    return _MOE in sizes.config["layers_block_type"]
+    return MOE in sizes.config["layers_block_type"]
 
 
 def _mamba_dimensions(config: Mapping[str, Any]) -> dict[str, int]:
@@ -119,28 +87,28 @@ _RULES = (
     Rule("backbone.layers.{layer}.norm.weight", f"{_TO}.attn_norm.weight", ("hidden",)),
     *(
         replace(rule, required=not rule.source.endswith("conv1d.bias"))
-        for rule in mamba2_rules(f"{_AT}.", _channels, _layers_of(_MAMBA))
+        for rule in mamba2_rules(f"{_AT}.", _channels, _layers_of(MAMBA))
     ),
     # the converter reorders the rows for a rope that the graph does not have
-    replace(_rule(_ATTENTION, "q_proj.weight", "attn_q.weight", "q", "hidden"), heads="n_head"),
-    replace(_rule(_ATTENTION, "k_proj.weight", "attn_k.weight", "kv", "hidden"), heads="n_head_kv"),
-    _rule(_ATTENTION, "v_proj.weight", "attn_v.weight", "kv", "hidden"),
-    _rule(_ATTENTION, "o_proj.weight", "attn_output.weight", "hidden", "q"),
-    *_linear(_MLP, "up_proj", "ffn_up", "ffn", "hidden"),
-    *_linear(_MLP, "down_proj", "ffn_down", "hidden", "ffn"),
-    _rule(_MOE, "gate.weight", "ffn_gate_inp.weight", "n_expert", "hidden"),
-    _rule(_MOE, "gate.e_score_correction_bias", "exp_probs_b.bias", "n_expert"),
-    _rule(_MOE, "experts.{expert}.up_proj.weight", "ffn_up_exps.weight", "expert_ffn", "expert_hidden"),
-    _rule(_MOE, "experts.{expert}.down_proj.weight", "ffn_down_exps.weight", "expert_hidden", "expert_ffn"),
-    _rule(_MOE, "experts.up_proj", "ffn_up_exps.weight", "n_expert", "expert_ffn", "expert_hidden"),
-    _rule(_MOE, "experts.down_proj", "ffn_down_exps.weight", "n_expert", "expert_hidden", "expert_ffn"),
-    _rule(_MOE, "shared_experts.up_proj.weight", "ffn_up_shexp.weight", "shared_ffn", "hidden"),
-    _rule(_MOE, "shared_experts.down_proj.weight", "ffn_down_shexp.weight", "hidden", "shared_ffn"),
+    replace(_rule(ATTENTION, "q_proj.weight", "attn_q.weight", "q", "hidden"), heads="n_head"),
+    replace(_rule(ATTENTION, "k_proj.weight", "attn_k.weight", "kv", "hidden"), heads="n_head_kv"),
+    _rule(ATTENTION, "v_proj.weight", "attn_v.weight", "kv", "hidden"),
+    _rule(ATTENTION, "o_proj.weight", "attn_output.weight", "hidden", "q"),
+    *_linear(MLP, "up_proj", "ffn_up", "ffn", "hidden"),
+    *_linear(MLP, "down_proj", "ffn_down", "hidden", "ffn"),
+    _rule(MOE, "gate.weight", "ffn_gate_inp.weight", "n_expert", "hidden"),
+    _rule(MOE, "gate.e_score_correction_bias", "exp_probs_b.bias", "n_expert"),
+    _rule(MOE, "experts.{expert}.up_proj.weight", "ffn_up_exps.weight", "expert_ffn", "expert_hidden"),
+    _rule(MOE, "experts.{expert}.down_proj.weight", "ffn_down_exps.weight", "expert_hidden", "expert_ffn"),
+    _rule(MOE, "experts.up_proj", "ffn_up_exps.weight", "n_expert", "expert_ffn", "expert_hidden"),
+    _rule(MOE, "experts.down_proj", "ffn_down_exps.weight", "n_expert", "expert_hidden", "expert_ffn"),
+    _rule(MOE, "shared_experts.up_proj.weight", "ffn_up_shexp.weight", "shared_ffn", "hidden"),
+    _rule(MOE, "shared_experts.down_proj.weight", "ffn_down_shexp.weight", "hidden", "shared_ffn"),
     *(
         replace(rule, when=_has_latent)
         for rule in (
-            _rule(_MOE, "fc1_latent_proj.weight", "ffn_latent_down.weight", "expert_hidden", "hidden"),
-            _rule(_MOE, "fc2_latent_proj.weight", "ffn_latent_up.weight", "hidden", "expert_hidden"),
+            _rule(MOE, "fc1_latent_proj.weight", "ffn_latent_down.weight", "expert_hidden", "hidden"),
+            _rule(MOE, "fc2_latent_proj.weight", "ffn_latent_up.weight", "hidden", "expert_hidden"),
         )
     ),
     Rule("backbone.norm_f.weight", "output_norm.weight", ("hidden",)),
@@ -153,8 +121,8 @@ def _keys(arch: str, sizes: Hyperparameters) -> list[Key]:
     width = size(config, "moe_intermediate_size") if _has_experts(sizes) else sizes.ffn
     replaced = {
         "context_length": ("u32", _CONTEXT_WITHOUT_ROPE),
-        "feed_forward_length": ("i32s", [width if kind in (_MLP, _MOE) else 0 for kind in layers]),
-        "attention.head_count_kv": ("i32s", [sizes.n_head_kv if kind == _ATTENTION else 0 for kind in layers]),
+        "feed_forward_length": ("i32s", [width if kind in (MLP, MOE) else 0 for kind in layers]),
+        "attention.head_count_kv": ("i32s", [sizes.n_head_kv if kind == ATTENTION else 0 for kind in layers]),
     }
     keys = [*base_keys(arch, replace(sizes, head_dim_given=False))]
     keys = [
@@ -183,45 +151,6 @@ def _keys(arch: str, sizes: Hyperparameters) -> list[Key]:
     return keys
 
 
-_OF_EXPERTS = ("n_routed_experts", "num_experts_per_tok", "n_group", "topk_group", "n_shared_experts")
-
-
-def _prepare(config: dict[str, Any]) -> dict[str, Any]:
-    layers = kinds(config)
-    config["layers_block_type"], config["num_hidden_layers"] = layers, len(layers)
-    config.pop("hybrid_override_pattern", None)
-    only(config, "mlp_hidden_act", "relu2", family=_NAME)
-    only(config, "mamba_hidden_act", *SILU, family=_NAME)
-    for name in ("attention_bias", "mamba_proj_bias", "use_bias"):
-        only(config, name, False, family=_NAME)
-    only(config, "use_conv_bias", True, family=_NAME)
-    no_time_limits(config, _NAME)
-    if number(config, "rms_norm_eps") not in (None, number(config, "layer_norm_epsilon")):
-        raise UnsupportedError(
-            f"config.json: rms_norm_eps {config['rms_norm_eps']:g} is not layer_norm_epsilon"
-            f" {config['layer_norm_epsilon']:g}, but a GGUF of {_NAME} has one of them; correct one"
-        )
-    if _ATTENTION not in layers or _MAMBA not in layers:
-        raise UnsupportedError(f"config.json: llama.cpp runs {_NAME} only with both Mamba and attention layers")
-    if _MOE not in layers:
-        for name in _OF_EXPERTS:
-            config.pop(name, None)
-    elif _MLP in layers:
-        raise UnsupportedError(
-            f"config.json: some layers are {_MLP} and some {_MOE}, but llama.cpp runs {_NAME} only with one of these"
-            " kinds"
-        )
-    else:
-        only(config, "mlp_bias", False, family=f"{_NAME} with experts")
-        experts, used = size(config, "n_routed_experts"), size(config, "num_experts_per_tok")
-        if used > experts:
-            raise CheckpointError(f"config.json: num_experts_per_tok {used} is more than n_routed_experts {experts}")
-        size(config, "n_shared_experts")
-    if optional_size(config, "head_dim") is None:
-        config["head_dim"] = size(config, "attention_head_dim")
-    return config
-
-
 def _groups(config: Config) -> tuple[int, int]:
     return int(given(config, "n_group", default=1)), int(given(config, "topk_group", default=1))
 
@@ -238,11 +167,11 @@ FORWARD = Architecture(
     embedding="embeddings",
     attention_norm="norm",
     feed_norm="norm",
-    mixes=_is(_MAMBA, _ATTENTION),
-    feeds=_is(_MLP, _MOE),
+    mixes=_is(MAMBA, ATTENTION),
+    feeds=_is(MLP, MOE),
     attention=Attention(at="mixer.", rope=lambda _config, _layer: None),
     mamba2=Mamba2(
-        layers=_is(_MAMBA),
+        layers=_is(MAMBA),
         at="mixer.",
         heads=size_of("mamba_num_heads"),
         head_width=size_of("mamba_head_dim"),
@@ -261,15 +190,15 @@ FORWARD = Architecture(
         normalised=flag("norm_topk_prob", True),
         scale=number_of("routed_scaling_factor"),
         shared=replace(_EXPERT, at="mixer.shared_experts.", inner=size_of("moe_shared_expert_intermediate_size")),
-        layers=_is(_MOE),
+        layers=_is(MOE),
     ),
     last_norm="norm_f",
-    unpacked=lambda config: "transformers stacks Nemotron-H's experts in one tensor" if _MOE in kinds(config) else None,
+    unpacked=lambda config: "transformers stacks Nemotron-H's experts in one tensor" if MOE in kinds(config) else None,
     refused=lambda config: "moe_latent_size" if config.get("moe_latent_size") is not None else None,
 )
 
 FAMILY = Family(
-    name=_NAME,
+    name=NAME,
     models="Nemotron-H 4B to 56B, Nemotron Nano 2, Nemotron 3 Nano and Super",
     architectures=("NemotronHForCausalLM",),
     gguf_arch="nemotron_h",
@@ -277,35 +206,8 @@ FAMILY = Family(
     arch_of=lambda sizes: "nemotron_h_moe" if _has_experts(sizes) else "nemotron_h",
     rules=_RULES,
     keys=_keys,
-    # transformers' NemotronHConfig
-    defaults={
-        "nemotron_h": {
-            "vocab_size": 131072,
-            "hidden_size": 4096,
-            "num_attention_heads": 32,
-            "num_key_value_heads": 8,
-            "max_position_embeddings": 4096,
-            "intermediate_size": 21504,
-            "layer_norm_epsilon": 1e-5,
-            "ssm_state_size": 128,
-            "mamba_num_heads": 128,
-            "mamba_head_dim": 64,
-            "n_groups": 8,
-            "conv_kernel": 4,
-            "use_conv_bias": True,
-            "n_routed_experts": 8,
-            "n_shared_experts": 1,
-            "moe_intermediate_size": 7688,
-            "moe_shared_expert_intermediate_size": 7688,
-            "num_experts_per_tok": 2,
-            "routed_scaling_factor": 1.0,
-            "n_group": 1,
-            "topk_group": 1,
-            "norm_topk_prob": True,
-            "tie_word_embeddings": False,
-        }
-    },
-    prepare=_prepare,
+    defaults=DEFAULTS,
+    prepare=prepare,
     rename=((r"^model\.", "backbone."),),
     dropped=(Dropped(r"mtp\..*", "they predict a later token, and quantkit does not convert them for this family"),),
     dimensions=_dimensions,
