@@ -20,6 +20,7 @@ from quantkit.gguf.blocks import FORMATS
 from quantkit.gguf.kernels import dequantize_rows
 from quantkit.outputs.model import ModelTensor
 from quantkit.quant.asymmetric import Correction, correction, gains, held_out_part
+from quantkit.quant.cross import Cross
 from quantkit.quant.feedback import Curvature, curvature, quantize_with_feedback, rows_at_once
 from quantkit.quant.held_out import GGUF_RULE, HeldOut, choose_trust, step_sizes
 from quantkit.stream.rounded import AsymmetricSums
@@ -48,7 +49,7 @@ def prepare_input(
     n_rows: those of all matrices that read the input.
     """
     statistics = sums.statistics if isinstance(sums, AsymmetricSums) else sums
-    crosses: list[Array] = []
+    crosses: list[Cross] = []
     if isinstance(sums, AsymmetricSums):
         assert sums.held_out is not None
         crosses = [sums.cross, sums.held_out]
@@ -58,10 +59,10 @@ def prepare_input(
     if matrix.columns is not None:
         order = place(matrix.columns, device(gram))
         gram, held_out = square(gram, order), square(held_out, order)
-        crosses = [square(cross, order) for cross in crosses]
+        crosses = [cross.reordered(order) for cross in crosses]
     if move is not None:
         gram, held_out = move.moved.order.gram(gram), move.moved.order.gram(held_out)
-        crosses = [move.moved.order.gram(cross) for cross in crosses]
+        crosses = [move.moved.order.cross(cross) for cross in crosses]
     count, name = statistics.gram_tokens, f"the input of {matrix.tensor.name}"
     try:
         rows = matrix.middle_rows(_SAMPLED_ROWS)

@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from quantkit.forward.arrays import Array, device, fetch, place
+from quantkit.forward.arrays import Array, device, place
 from quantkit.forward.linears import Input, LayerLinears
+from quantkit.quant.cross import Cross
 from quantkit.stream.rounded import RoundedStream
 from quantkit.stream.routing import RoutedExpert
 from quantkit.stream.statistics import Statistics
@@ -20,15 +21,15 @@ from quantkit.stream.watcher import Tensors
 class Received:
     """What the linears of an input receive: `statistics` of x~, in the units of the source's x.
 
-    `cross`: D, the sum of (x - x~) x~', float32 (width, width); None if they receive the source's inputs.
+    `cross`: D, the sum of (x - x~) x~'; None if they receive the source's inputs.
     """
 
     statistics: Statistics
-    cross: Array | None = None
+    cross: Cross | None = None
 
     def fetched(self) -> "Received":
         """The same with arrays of numpy."""
-        return Received(self.statistics.fetched(), None if self.cross is None else fetch(self.cross))
+        return Received(self.statistics.fetched(), None if self.cross is None else self.cross.fetched())
 
 
 class RoundedInputs:
@@ -61,13 +62,13 @@ class RoundedInputs:
             own = self.stream.expert_sums(self._expert, entry, self._source, self._rounded)
         if scale is None:
             return Received(own.statistics, own.cross)
-        gram, held_out, cross = own.statistics.gram, own.statistics.held_out, own.cross
+        gram, held_out, cross = own.statistics.gram, own.statistics.held_out, own.cross.whole()
         assert gram is not None and held_out is not None
         columns = place(scale, device(gram))
         # with y = x~ / s, the stream gives the sums of y y' and of (x - y) y'
         cross = (cross + gram) * columns
         gram, held_out = (values * columns * columns[:, None] for values in (gram, held_out))
-        return Received(replace(own.statistics, gram=gram, held_out=held_out), cross - gram)
+        return Received(replace(own.statistics, gram=gram, held_out=held_out), Cross(cross - gram))
 
     def end(self) -> None:
         """Run the samples through the part as it is rounded."""

@@ -248,6 +248,7 @@ class Grams(Observed):
         folder = Path(request["folder"])
         try:
             for number, entry in enumerate(self._statistics.values()):
+                entry.finish()
                 np.save(folder / f"{number}.gram.npy", entry.gram)  # type: ignore[arg-type]
                 np.save(folder / f"{number}.held-out.npy", entry.held_out)  # type: ignore[arg-type]
         except OSError as error:

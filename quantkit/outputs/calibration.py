@@ -280,8 +280,9 @@ def _summing(inputs: Sequence[Input], n_samples: int, seq_len: int, threads: int
     # of one sample: the widest input, the outputs of its linears, and a copy of both
     heights = (sum(linear.n_out for linear in entry.linears) for entry in inputs)
     forward = threads * seq_len * 2 * (widths[0] + max(heights))
-    # an input as one array, and its product; narrow ones side by side, wide ones in tiles of columns
-    sums = [waiting * width + min(width, threads * WIDE_BLOCK) * width for width in widths]
+    # an input as one array, and its product; narrow ones side by side, wide ones in tiles
+    tiles = threads * WIDE_BLOCK**2
+    sums = [waiting * width + (tiles if width > 2 * WIDE_BLOCK else width**2) for width in widths]
     narrow = [size for size, width in zip(sums, widths, strict=True) if width <= 2 * WIDE_BLOCK][:threads]
     return waiting * sum(widths) + max(forward, max(sums[0], sum(narrow)) if gram else 0)
 

@@ -20,6 +20,7 @@ from quantkit.gguf.blocks import FORMATS
 from quantkit.gguf.kernels import dequantize_rows
 from quantkit.quant.block_kernels import steps
 from quantkit.quant.block_search import nearest_points
+from quantkit.quant.cross import Cross
 from quantkit.quant.factor import Factor
 from quantkit.quant.feedback import Curvature, quantize_with_feedback
 from quantkit.quant.grid import Array
@@ -41,11 +42,11 @@ class Correction:
     With H = R R', R = T diag(p), two triangular solutions per row take the place of the inverse: for the rows of D,
     once for all W, or for those of W D, where the input has more columns than its matrices have rows.
 
-    cross: D, float32 (n_in, n_in). inverses: of T's diagonal blocks. matrix: D H^-1, if it was computed.
+    cross: D. inverses: of T's diagonal blocks. matrix: D H^-1, if it was computed.
     scale: by which the columns of W are multiplied and the inputs divided, (n_in,). part: of the change that is made.
     """
 
-    cross: Array
+    cross: Cross
     by: Curvature
     inverses: Sequence[Array]
     matrix: Array | None = None
@@ -65,13 +66,13 @@ class Correction:
 
     def _solved(self, weights: Array | None, workers: Workers) -> Array:
         """W D H^-1, or D H^-1 without weights."""
+        whole = self.cross.whole() if weights is None else weights
 
         def some(rows: slice) -> Array:
-            crossed = self.cross[rows] if weights is None else weights[rows] @ self.cross
+            crossed = whole[rows] if weights is None else self.cross.of(whole[rows])
             return _times_inverse(crossed, self.by, self.inverses)
 
-        count = len(self.cross if weights is None else weights)
-        solved: Array = namespace(self.cross).concatenate(workers.map(some, list(parts(count, _ROWS))))
+        solved: Array = namespace(whole).concatenate(workers.map(some, list(parts(len(whole), _ROWS))))
         return solved
 
 
@@ -83,17 +84,17 @@ def _times_inverse(matrix: Array, by: Curvature, inverses: Sequence[Array]) -> A
 
 
 def correction(
-    cross: Array, curvature: Curvature, n_rows: int, workers: Workers = SERIAL, *, part: float = 1.0
+    cross: Cross, curvature: Curvature, n_rows: int, workers: Workers = SERIAL, *, part: float = 1.0
 ) -> Correction:
     """The correction of matrices that have `n_rows` rows together.
 
-    cross: D, float32 (n_in, n_in), the sum of (x - x~) x~' over the tokens of `curvature`. part: see `held_out_part`.
+    cross: D, the sum of (x - x~) x~' over the tokens of `curvature`. part: see `held_out_part`.
     """
     by = Correction(cross, curvature, block_inverses(curvature.feedback), part=part)
-    return by if n_rows < len(cross) else replace(by, matrix=by._solved(None, workers))
+    return by if n_rows < cross.n_in else replace(by, matrix=by._solved(None, workers))
 
 
-def held_out_part(weights: Array, cross: Array, held_cross: Array, held_gram: Array, by: Curvature) -> float:
+def held_out_part(weights: Array, cross: Cross, held_cross: Cross, held_gram: Array, by: Curvature) -> float:
     """The part of the change of weights, float32 (n, n_in), that is best for held-out samples: 0 to 1.
 
     With few tokens most of a change is chance, which adds to the error on all other texts. By least squares over the
@@ -101,12 +102,13 @@ def held_out_part(weights: Array, cross: Array, held_cross: Array, held_gram: Ar
 
     cross, held_cross: D of all samples, and of those held out. held_gram: H of these. by: of the H of the others.
     """
-    change = _times_inverse(weights @ cross - weights @ held_cross, by, block_inverses(by.feedback))
+    held = held_cross.of(weights)
+    change = _times_inverse(cross.of(weights) - held, by, block_inverses(by.feedback))
     energy = inner_product(change @ held_gram, change)
-    return min(1.0, max(0.0, inner_product(weights @ held_cross, change) / energy)) if energy > 0 else 0.0
+    return min(1.0, max(0.0, inner_product(held, change) / energy)) if energy > 0 else 0.0
 
 
-def factored_correction(cross: Array, factored: Factor, n_rows: int, workers: Workers = SERIAL) -> Correction:
+def factored_correction(cross: Cross, factored: Factor, n_rows: int, workers: Workers = SERIAL) -> Correction:
     """The `correction` of the factor that AWQ and GPTQ round by."""
     importance = factored.pivots * factored.pivots
     by = Curvature(factored.gram, factored.order, factored.feedback, importance, factored.damp)
@@ -121,7 +123,7 @@ class Aim:
     """
 
     gram: Array
-    cross: Array | None = None
+    cross: Cross | None = None
     correction: Correction | None = None
 
     def scaled(self, scale: Array) -> "Aim":
@@ -129,7 +131,7 @@ class Aim:
         squares, cross, correction = scale[:, None] * scale, self.cross, self.correction
         if cross is None or correction is None:
             return Aim(self.gram / squares)
-        return Aim(self.gram / squares, cross / squares, replace(correction, scale=scale))
+        return Aim(self.gram / squares, cross.divided(scale), replace(correction, scale=scale))
 
     def targets(
         self,
@@ -165,7 +167,7 @@ class Aim:
         """
         assert self.cross is not None
         error: Array = values - weights
-        return inner_product(error @ self.gram, error) - 2 * inner_product(weights @ self.cross, error)
+        return inner_product(error @ self.gram, error) - 2 * inner_product(self.cross.of(weights), error)
 
 
 def holds_exactly(kind: GGMLQuantizationType, rows: Array, importance: Array) -> bool:

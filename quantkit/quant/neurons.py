@@ -25,6 +25,7 @@ from gguf import GGMLQuantizationType
 from numpy.typing import NDArray
 
 from quantkit.forward.arrays import device, place, square
+from quantkit.quant.cross import Cross
 from quantkit.quant.grid import Array
 from quantkit.quant.lattice import GROUP as LATTICE_GROUP
 from quantkit.quant.lattice import lies_on_lattice
@@ -68,6 +69,11 @@ class NeuronOrder:
         moved /= scale
         moved /= scale[:, None]
         return moved
+
+    def cross(self, cross: Cross) -> Cross:
+        """D of the input of down."""
+        order, scale = (place(values, device(cross.sums)) for values in (self.order, self.scale))
+        return cross.reordered(order).divided(scale)
 
     def squares(self, squares: Array) -> Array:
         """The mean squares (n,) of the input of down."""

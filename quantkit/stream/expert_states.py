@@ -102,6 +102,8 @@ class ExpertStates(SampleStates):
             results = self.workers.map(some, batch)
             routed, others = ([taps[kind] for taps in results] for kind in (0, 1))
             add_inputs(statistics, routed, others, self.workers)
+        for entry in statistics.values():
+            entry.finish()
 
     def expert_inputs(
         self, expert: RoutedExpert, samples: Sequence[int], weights: LayerWeights, *, add: bool = False

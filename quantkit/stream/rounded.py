@@ -12,6 +12,8 @@ from quantkit.forward.arrays import Array, device, namespace, place
 from quantkit.forward.feed_forward import expert_count
 from quantkit.forward.linears import Input, LayerLinears
 from quantkit.machine import release_freed_memory
+from quantkit.quant.cross import Cross, basis_of
+from quantkit.quant.fold import matrix
 from quantkit.stream.layer import keys_of
 from quantkit.stream.routing import EXPERT_FLOOR, RoutedExpert
 from quantkit.stream.states import states_file
@@ -32,13 +34,13 @@ _ROWS = 512  # of a narrow sum that one thread adds to
 class AsymmetricSums:
     """Sums over the tokens of an input x of the source and the same input x~ of the rounded model.
 
-    `statistics`: of x~. `cross`: the sum of (x - x~) x~', float32 (width, width), where the Gram matrix is.
-    `held_out`: that of the samples which `statistics` holds out, a part of `cross`, where it is used.
+    `statistics`: of x~. `cross`: D, the sum of (x - x~) x~', where the Gram matrix is. `held_out`: that of the samples
+    which `statistics` holds out, a part of `cross`, where it is used.
     """
 
     statistics: Statistics
-    cross: Array
-    held_out: Array | None = None
+    cross: Cross
+    held_out: Cross | None = None
 
 
 class RoundedStream:
@@ -77,8 +79,8 @@ class RoundedStream:
             replace(stream.weights(tensors, keys), until=entry.key)
             for stream, tensors in ((self.source, source), (self._rounded, rounded))
         ]
-        sums = _Sums.of(entry.width, to, hold_out=self._hold_out)
         workers, n_samples = self.source.workers, len(self.source.tokens)
+        sums = _Sums.of(entry, source, to, workers, hold_out=self._hold_out)
 
         def one(sample: int) -> list[Array]:
             streams = (self.source, self._rounded)
@@ -89,6 +91,7 @@ class RoundedStream:
             pairs = workers.map(one, range(n_samples)[batch])
             sums.add(pairs, (), workers)
             release_freed_memory()
+        sums.statistics.finish()
         return sums
 
     def expert_sums(self, expert: RoutedExpert, entry: Input, source: Tensors, rounded: Tensors) -> AsymmetricSums:
@@ -101,7 +104,8 @@ class RoundedStream:
             (stream, replace(stream.weights(tensors, keys), until=key))
             for stream, tensors in ((self.source, source), (self._rounded, rounded))
         ]
-        sums, workers = _Sums.of(entry.width, to, hold_out=self._hold_out), self.source.workers
+        workers = self.source.workers
+        sums = _Sums.of(entry, source, to, workers, hold_out=self._hold_out)
 
         def some(samples: Sequence[int]) -> list[tuple[dict[str, Array], dict[str, Array]]]:
             return [stream.expert_inputs(expert, samples, weights) for stream, weights in streams]
@@ -113,6 +117,7 @@ class RoundedStream:
             )
             sums.add(routed, others, workers)
             release_freed_memory()
+        sums.statistics.finish()
         return sums
 
     def advance(self, number: int, rounded: Tensors) -> None:
@@ -156,15 +161,20 @@ class _Sums(AsymmetricSums):
     """Sums that grow by pairs (x, x~), each (n, width)."""
 
     @classmethod
-    def of(cls, width: int, to: Any, *, hold_out: bool) -> "_Sums":
-        """Empty sums on the device `to`."""
-        statistics = Statistics.of(width, gram=True, to=to)
-        crosses = [place(np.zeros((width, width), np.float32), to) for _ in range(1 + hold_out)]
+    def of(cls, entry: Input, source: Tensors, to: Any, workers: Workers, *, hold_out: bool) -> "_Sums":
+        """Empty sums of an input on the device `to`. `source`: tensors, those of its linears too if they are loaded."""
+        basis = None
+        if all(linear.name + linear.form.weight in source for linear in entry.linears):
+            weights = [place(matrix(source, linear), to) for linear in entry.linears]
+            basis = basis_of(weights, workers if to is None else SERIAL)
+        statistics = Statistics.of(entry.width, gram=True, to=to)
+        shape = entry.width if basis is None else len(basis), entry.width
+        crosses = [Cross(place(np.zeros(shape, np.float32), to), basis) for _ in range(1 + hold_out)]
         return cls(statistics, *crosses)
 
     def add(self, pairs: Pairs, extra: Pairs, workers: Workers) -> None:
         """Count the tokens of `pairs`; those of `extra` count as in `Statistics.add`, and in `cross`."""
-        on_device, is_wide = device(self.cross) is not None, self.statistics.is_wide
+        on_device, is_wide = device(self.cross.sums) is not None, self.statistics.is_wide
         together = max(1, len(pairs)) if on_device else 1 if is_wide else _TOGETHER
         chunks, first = list(parts(len(pairs), together)), self.statistics.pieces + 1
         groups = [pairs[some] for some in chunks]
@@ -179,11 +189,11 @@ class _Sums(AsymmetricSums):
             self._add_rows(by_use, slice(None))
         elif is_wide:
             self._count(groups, extra, workers)
-            rows = list(parts(len(self.cross), WIDE_BLOCK))
+            rows = list(parts(len(self.cross.sums), WIDE_BLOCK if self.cross.basis is None else _ROWS))
             for some in by_use:
                 workers.map(partial(self._add_rows, [some]), rows)
         else:
-            rows = list(parts(len(self.cross), _ROWS))
+            rows = list(parts(len(self.cross.sums), _ROWS))
             jobs = [
                 partial(self._count, groups, extra, SERIAL),
                 *(partial(self._add_rows, by_use, some) for some in rows),
@@ -197,13 +207,19 @@ class _Sums(AsymmetricSums):
 
     def _add_rows(self, groups: Sequence[tuple[bool, Pairs]], rows: slice) -> None:
         """Add to rows of `cross`, and of `held_out` the groups that are."""
-        xp = namespace(self.cross)
+        xp, basis = namespace(self.cross.sums), self.cross.basis
         for is_held_out, group in groups:
-            if group:
+            if not group:
+                continue
+            if basis is None:
                 difference = [x[:, rows] - seen[:, rows] for x, seen in group]
-                inputs = [seen for _, seen in group]
-                d, x = (of[0] if len(of) == 1 else xp.concatenate(of) for of in (difference, inputs))
-                products = d.T @ x
-                self.cross[rows] += products
-                if is_held_out and self.held_out is not None:
-                    self.held_out[rows] += products
+            else:
+                difference = [(x - seen) @ basis[rows].T for x, seen in group]
+            inputs = [seen for _, seen in group]
+            d, x = (of[0] if len(of) == 1 else xp.concatenate(of) for of in (difference, inputs))
+            products = d.T @ x
+            sums = self.cross.sums
+            sums[rows] += products
+            if is_held_out and self.held_out is not None:
+                held_out = self.held_out.sums
+                held_out[rows] += products

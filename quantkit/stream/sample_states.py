@@ -124,6 +124,8 @@ class SampleStates:
             add_inputs(statistics, self.workers.map(one, batch), workers=self.workers)
             # Each thread frees into an arena of its own, which keeps its pages: peaks of phases would add up.
             release_freed_memory()
+        for entry in statistics.values():
+            entry.finish()
 
     def context(self, number: int, sample: int) -> Context:
         """What layer `number` needs of a sample beside its hidden states."""

@@ -15,7 +15,7 @@ SAMPLED = 8
 """Rows of a piece that are kept, evenly spread."""
 MOST_SAMPLED = 256
 WIDE_BLOCK = 1024
-"""Columns of a wide Gram matrix that are summed together; up to twice that, all are."""
+"""Rows and columns of a tile of a wide Gram matrix; up to twice that, all are summed together."""
 _WAITING_BYTES = 128 << 20  # limit of the inputs of linears that wait for summation
 
 
@@ -60,7 +60,7 @@ class Statistics:
 
     @property
     def is_wide(self) -> bool:
-        """Whether the Gram matrix is summed in blocks of columns."""
+        """Whether the Gram matrix is summed in tiles, and `finish` completes it."""
         return self.gram is not None and len(self.gram) > 2 * WIDE_BLOCK
 
     def add(self, pieces: Sequence[Array], extra: Sequence[Array] = (), workers: Workers = SERIAL) -> None:
@@ -85,6 +85,14 @@ class Statistics:
         self.gram_tokens += count
         self.held_out_tokens += count
 
+    def finish(self) -> None:
+        """Complete wide Gram matrices, of which `add` sums the lower triangle; after the last `add`."""
+        for gram in (self.gram, self.held_out):
+            if gram is not None and self.is_wide and device(gram) is None:
+                for rows, columns in _lower_tiles(len(gram)):
+                    if rows != columns:
+                        gram[columns, rows] = gram[rows, columns].T
+
     def _look_at(self, piece: Array, maxima: Array) -> None:
         if not len(piece):
             return
@@ -108,16 +116,20 @@ class Statistics:
                 gram += squares
             return len(x)
 
-        def add_columns(columns: slice) -> None:
-            x_columns, before = x[:, columns], slice(0, columns.start)
-            inner, beside = x_columns.T @ x_columns, x[:, before].T @ x_columns
+        def add_tile(tile: tuple[slice, slice]) -> None:
+            rows, columns = tile
+            products = x[:, rows].T @ x[:, columns]
             for gram in sums:
-                gram[columns, columns] += inner
-                gram[before, columns] += beside
-                gram[columns, before] += beside.T
+                gram[rows, columns] += products
 
-        workers.map(add_columns, list(parts(width, WIDE_BLOCK)))
+        workers.map(add_tile, _lower_tiles(width))
         return len(x)
+
+
+def _lower_tiles(width: int) -> list[tuple[slice, slice]]:
+    """Rows and columns of the tiles on and below the diagonal of a wide Gram matrix."""
+    blocks = list(parts(width, WIDE_BLOCK))
+    return [(rows, columns) for number, rows in enumerate(blocks) for columns in blocks[: number + 1]]
 
 
 def samples_at_once(width: int, seq_len: int) -> int:

@@ -9,6 +9,7 @@ from gguf import GGMLQuantizationType
 from quantkit.gguf.blocks import FORMATS
 from quantkit.gguf.kernels import dequantize_rows, quantize_rows
 from quantkit.quant.asymmetric import Aim, correction, factored_correction, held_out_part, holds_exactly
+from quantkit.quant.cross import Cross
 from quantkit.quant.factor import Damping, factor
 from quantkit.quant.feedback import curvature
 from quantkit.quant.grid import Array
@@ -28,7 +29,7 @@ def rounded_inputs() -> tuple[Array, Array]:
 @pytest.mark.parametrize(("shrink", "damp"), [(0.3, 0.03), (1.5, 0.5)])
 def test_the_correction_is_the_formula_of_the_paper(shrink: float, damp: float) -> None:
     x, seen = rounded_inputs()
-    cross = (x - seen).T @ seen
+    cross = Cross((x - seen).T @ seen)
     of = curvature(gram(seen), N_TOKENS, shrink=shrink, damp=damp)
     w = weight(300, N_IN)
     with Workers(3) as workers:
@@ -37,7 +38,7 @@ def test_the_correction_is_the_formula_of_the_paper(shrink: float, damp: float) 
     hessian = gram(seen).astype(np.float64)
     diagonal = np.diagonal(hessian) * (1 + shrink)
     np.fill_diagonal(hessian, diagonal + damp * diagonal.mean())
-    expected = cross.astype(np.float64) @ np.linalg.inv(hessian)
+    expected = cross.sums.astype(np.float64) @ np.linalg.inv(hessian)
     np.testing.assert_allclose(made, expected, atol=2e-4 * np.abs(expected).max())
     change = w.astype(np.float64) @ expected
     np.testing.assert_allclose(fewer, change, atol=2e-4 * np.abs(change).max())
@@ -48,7 +49,7 @@ def test_the_correction_is_the_formula_of_the_paper(shrink: float, damp: float) 
 def test_corrected_weights_give_outputs_nearer_to_the_sources() -> None:
     x, seen = rounded_inputs()
     w = weight(48, N_IN)
-    by = correction((x - seen).T @ seen, curvature(gram(seen), N_TOKENS, shrink=0.1, damp=0.01), 48)
+    by = correction(Cross((x - seen).T @ seen), curvature(gram(seen), N_TOKENS, shrink=0.1, damp=0.01), 48)
     plain, corrected = (np.linalg.norm(x @ w.T - seen @ target.T) for target in (w, w + by.of(w)))
     assert corrected < 0.5 * plain
 
@@ -56,7 +57,7 @@ def test_corrected_weights_give_outputs_nearer_to_the_sources() -> None:
 def part_of(x: Array, seen: Array) -> float:
     """The part of the change of 40 rows, with every fourth block of 50 tokens held out."""
     held = np.arange(len(x)) // 50 % 4 == 3
-    crosses = [(x[some] - seen[some]).T @ seen[some] for some in (slice(None), held)]
+    crosses = [Cross((x[some] - seen[some]).T @ seen[some]) for some in (slice(None), held)]
     others = curvature(gram(seen[~held]), int((~held).sum()), shrink=0.3, damp=0.03)
     return held_out_part(weight(40, N_IN), crosses[0], crosses[1], gram(seen[held]), others)
 
@@ -72,7 +73,7 @@ def test_the_part_of_a_change_is_the_best_one_for_held_out_tokens() -> None:
     held = np.arange(len(x)) // 50 % 4 == 3
     by = curvature(gram(seen[~held]), int((~held).sum()), shrink=0.3, damp=0.03)
     w = weight(40, N_IN)
-    change = correction((x[~held] - seen[~held]).T @ seen[~held], by, 40).of(w).astype(np.float64)
+    change = correction(Cross((x[~held] - seen[~held]).T @ seen[~held]), by, 40).of(w).astype(np.float64)
     wanted, made = (x[held] - seen[held]) @ w.T.astype(np.float64), seen[held] @ change.T
     best = np.sum(wanted * made) / np.sum(made * made)
     assert 0.3 < best < 0.95
@@ -96,7 +97,7 @@ def test_a_type_holds_exactly_what_was_rounded_to_it_before(kind: GGMLQuantizati
 
 
 def aim_of(x: Array, seen: Array, n_rows: int = 48) -> Aim:
-    cross, factored = (x - seen).T @ seen, factor(gram(seen), N_TOKENS, Damping(0.03, 0.3))
+    cross, factored = Cross((x - seen).T @ seen), factor(gram(seen), N_TOKENS, Damping(0.03, 0.3))
     return Aim(gram(seen), cross, factored_correction(cross, factored, n_rows))
 
 

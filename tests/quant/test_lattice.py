@@ -9,6 +9,7 @@ from quantkit.gguf.kernels import dequantize_rows, quantize_rows
 from quantkit.quant.asymmetric import correction, gains
 from quantkit.quant.block_kernels import NUMPY, steps
 from quantkit.quant.block_search import Scales, nearest_points
+from quantkit.quant.cross import Cross
 from quantkit.quant.feedback import curvature, quantize_with_feedback
 from quantkit.quant.grid import Array
 from quantkit.quant.lattice import lies_on_lattice, search_scales
@@ -87,7 +88,7 @@ def test_c_and_numpy_find_the_same_scales(kind: T, rounded: Array) -> None:
 def test_a_correction_is_taken_where_it_gains_more_than_the_lattice(rounded: Array) -> None:
     by, importance = curvature(gram(inputs(TOKENS, N_IN)), TOKENS), np.ones(N_IN, np.float32)
     change = np.random.default_rng(2).standard_normal((N_IN, N_IN)).astype(np.float32)
-    small, large = (correction(change * np.float32(size) @ by.hessian, by, N_OUT) for size in (1e-5, 1e-1))
+    small, large = (correction(Cross(change * np.float32(size) @ by.hessian), by, N_OUT) for size in (1e-5, 1e-1))
     assert not gains(T.Q5_K, rounded, small, importance)
     assert gains(T.Q5_K, rounded, large, importance)
     assert gains(T.Q5_K, weight(N_OUT, N_IN), small, importance)

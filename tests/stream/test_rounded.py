@@ -13,6 +13,7 @@ from quantkit.families.base.native import Native
 from quantkit.forward.linears import LayerLinears
 from quantkit.forward.parts import Form
 from quantkit.forward.weights import Array, Weights, rows_of_whole
+from quantkit.quant.fold import matrix
 from quantkit.stream import rounded as rounded_module
 from quantkit.stream.kept import KeptValues, kept_width
 from quantkit.stream.rounded import AsymmetricSums, RoundedStream
@@ -26,6 +27,8 @@ from tests.stream.test_stream import tokens_for
 MODELS = ["gemma2", "gpt2", "falcon-7b", "gemma4", "mixtral", "qwen2moe-fused-no-biases"]
 HELD = ("falcon-7b", "mixtral")
 """Those whose values that are computed once stay in memory."""
+PROJECTED = ("gpt2", "falcon-7b", "gemma4", "mixtral")
+"""Those with linears of three times as many inputs as outputs: the sums are on the rows of the weights."""
 Inputs = dict[str, np.ndarray]
 
 
@@ -72,7 +75,8 @@ class Watched:
         return tensors
 
 
-def assert_sums(sums: AsymmetricSums, x: np.ndarray, seen: np.ndarray) -> None:
+def assert_sums(sums: AsymmetricSums, weights: np.ndarray, x: np.ndarray, seen: np.ndarray) -> None:
+    """`weights` (n_out, n_in): of a linear that reads the input; the product with D is read of them alone."""
     assert sums.statistics.gram is not None
     assert sums.statistics.gram_tokens == len(seen)
     lengths = np.linalg.norm(seen, axis=0) + 1e-9
@@ -81,18 +85,25 @@ def assert_sums(sums: AsymmetricSums, x: np.ndarray, seen: np.ndarray) -> None:
     )
     difference = x - seen
     scales = np.outer(np.linalg.norm(x, axis=0) + 1e-9, lengths)
-    np.testing.assert_allclose(sums.cross / scales, difference.T @ seen / scales, atol=2e-4)
     assert np.abs(difference.T @ seen / scales).max() > 1e-3 or np.abs(difference).max() < 1e-4
+    if sums.cross.basis is None:
+        np.testing.assert_allclose(sums.cross.sums / scales, difference.T @ seen / scales, atol=2e-4)
+    else:
+        assert len(sums.cross.sums) * 3 <= sums.cross.n_in
+    scales = np.outer(np.linalg.norm(x @ weights.T, axis=0) + 1e-9, lengths)
+    np.testing.assert_allclose(sums.cross.of(weights) / scales, weights @ difference.T @ seen / scales, atol=2e-4)
 
 
-def assert_held_out(sums: AsymmetricSums, x: np.ndarray, seen: np.ndarray, length: int) -> None:
+def assert_held_out(sums: AsymmetricSums, weights: np.ndarray, x: np.ndarray, seen: np.ndarray, length: int) -> None:
     """The sum over every fourth sample, all of `length` tokens, whose Gram matrix is held out too."""
     held = (np.arange(len(x)) // length + 1) % HELD_OUT == 0
     x, seen = x[held], seen[held]
     assert sums.statistics.held_out_tokens == len(x) > 0
-    scale = np.linalg.norm(x) * np.linalg.norm(seen)
-    np.testing.assert_allclose(sums.held_out / scale, (x - seen).T @ seen / scale, atol=2e-5)
-    assert np.abs(sums.held_out - sums.cross).max() > 0 or not np.abs(x - seen).max()
+    scale = np.linalg.norm(x @ weights.T) * np.linalg.norm(seen)
+    assert sums.held_out is not None
+    made = sums.held_out.of(weights)
+    np.testing.assert_allclose(made / scale, weights @ (x - seen).T @ seen / scale, atol=2e-5)
+    assert np.abs(made - sums.cross.of(weights)).max() > 0 or not np.abs(x - seen).max()
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -120,22 +131,26 @@ def test_both_inputs_are_those_of_the_forwards(name: str, tmp_path: Path, monkey
         announced = max(kept_width(layer, native.decoder.width) for layer in layers) * tokens_for(native).size
         assert announced / 2 <= max(kept) <= announced
         plain, seen = (inputs_of(native, tensors, monkeypatch) for tensors in (source, noisy))
-    compared = 0
+    compared = projected = 0
     for layer in layers:
         for entry in layer.inputs:
             sums, linear = watched.sums[layer.number, entry.key], entry.linears[0]
+            weights = matrix(source, linear)
+            projected += sums.cross.basis is not None
             if entry.expert is None:
-                assert_sums(sums, plain[linear.name], seen[linear.name])
+                assert_sums(sums, weights, plain[linear.name], seen[linear.name])
                 if name in HELD:
-                    assert_held_out(sums, plain[linear.name], seen[linear.name], tokens_for(native).shape[1])
+                    assert_held_out(sums, weights, plain[linear.name], seen[linear.name], tokens_for(native).shape[1])
                 else:
                     assert sums.held_out is None
             elif linear.index is None and linear.name in seen:
-                assert_sums(sums, of_expert(layer, entry.expert, entry.key, plain, seen, source), seen[linear.name])
+                x = of_expert(layer, entry.expert, entry.key, plain, seen, source)
+                assert_sums(sums, weights, x, seen[linear.name])
             else:
                 continue
             compared += 1
     assert compared >= 3 * len(layers)
+    assert (projected > 0) == (name in PROJECTED)
 
 
 def largest_kept(monkeypatch: pytest.MonkeyPatch) -> list[int]:

@@ -12,6 +12,7 @@ def sums(threads: int, pieces: list[np.ndarray]) -> Statistics:
     entry = Statistics.of(pieces[0].shape[1], gram=True)
     with Workers(threads) as workers:
         entry.add(pieces, [pieces[0][:5]], workers)
+    entry.finish()
     return entry
 
 
@@ -42,6 +43,7 @@ def test_every_fourth_sample_is_held_out_however_the_samples_come(width: int, mo
         entry = Statistics.of(width, gram=True)
         for start in range(0, 11, batch):
             entry.add(pieces[start : start + batch])
+        entry.finish()
         held = np.concatenate([pieces[3], pieces[7]]).astype(np.float64)
         everything = np.concatenate(pieces).astype(np.float64)
         assert entry.held_out == pytest.approx(held.T @ held, rel=1e-4, abs=1e-3)
