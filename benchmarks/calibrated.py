@@ -5,6 +5,9 @@ GPTQModel in its environment (tests.peers.environments), in float32, which on a 
 time is that of loading, quantizing and saving, without the import of torch. quantkit's time is that of the whole
 command, with verification. GPTQModel's AWQ takes half an hour: --peer-awq.
 
+Cost: a layer of the shape of a 1.5B to q4_0 with the default number of samples (--cost-samples), by error feedback and
+by --quality best over --calibrate alone, in seconds of the calibration.
+
 Memory: the same width at three depths, and a mixture of 8 experts. Results go to the terminal and, as JSON, to
 bench-output/calibrated.json.
 """
@@ -23,12 +26,12 @@ from tokenizers import Tokenizer
 
 from benchmarks.lines import WORK, Lines, Target, figures, machine, print_machine
 from benchmarks.process import Measured, measure, warm
-from benchmarks.synthetic import DEPTHS, MIXTURE, Shape, synthetic
+from benchmarks.synthetic import DEPTHS, LAYER, MIXTURE, Shape, synthetic
 from demo.smollm2 import smollm2_checkpoint
 from tests.peers.environments import python_of, run_inside
 from tests.peers.samples import calibration_samples
 
-PARTS = ("time", "depth", "experts")
+PARTS = ("time", "cost", "depth", "experts")
 FILES = ("q4_0", "q2_k")
 PEER = {"gptq": ("group_size=64",), "awq": ("group_size=64", "sym=false")}
 
@@ -81,6 +84,21 @@ class Bench(Lines):
             self.add(Target("  peak memory", name, peer["peak_bytes"] / 1e6, "MB"))
             ratio = alone[method] / peer["wall"]
             self.add(Target(f"wall time of {method}, quantkit / GPTQModel", name, ratio, "", at_most=0.25))
+
+    def cost(self, n_samples: int) -> None:
+        """What error feedback and --quality best take over --calibrate, of a layer with 8960 inputs in its widest."""
+        size = ("--samples", str(n_samples), "--seq-len", str(self.length))
+        with synthetic(LAYER, _DISK) as checkpoint:
+            seconds: dict[str, float] = {}
+            for words in (("--calibrate",), ("--solver", "feedback"), ("--quality", "best")) if checkpoint else ():
+                taken, document = self.ours("gguf", checkpoint, "-t", "q4_0", *words, *size)
+                seconds[words[-1]] = document["seconds"]["calibrate"]
+                what = f"q4_0 {' '.join(words)}, {n_samples} samples: the calibration"
+                self.add(Target(what, LAYER.name, seconds[words[-1]], "s"))
+                self.add(Target("  peak memory", LAYER.name, taken.peak_memory / 1e6, "MB"))
+            for name, at_most in (("feedback", 2.0), ("best", None)) if seconds else ():
+                ratio = seconds[name] / seconds["--calibrate"]
+                self.add(Target(f"calibration, {name} / --calibrate", LAYER.name, ratio, "", at_most=at_most))
 
     def depth(self) -> None:
         """Both formats at three depths of one width: the peaks lie within a tenth of each other."""
@@ -143,6 +161,7 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--threads", type=int, default=min(2, len(os.sched_getaffinity(0))), help="for both sides")
     options.add_argument("--samples", type=int, default=32, help="of those the peers get; fewer for a trial")
+    options.add_argument("--cost-samples", type=int, default=128, help="of the cost of error feedback")
     options.add_argument("--seq-len", type=int, default=512, help="tokens of a sample")
     options.add_argument("--part", choices=PARTS, action="append", help="of the benchmark; all without it")
     options.add_argument("--quick", action="store_true", help="two layers of the mixture only")
@@ -160,6 +179,8 @@ def main() -> None:
     try:
         if "time" in parts:
             bench.time(() if arguments.no_peer else ("gptq", "awq") if arguments.peer_awq else ("gptq",))
+        if "cost" in parts:
+            bench.cost(arguments.cost_samples)
         if "depth" in parts:
             bench.depth()
         if "experts" in parts:

@@ -91,6 +91,8 @@ SHAPES = (
 )
 # The same width at three depths: what a layer takes should not depend on how many there are.
 DEPTHS = tuple(Shape(f"Depth-{n}", hidden=512, ffn=1536, layers=n, heads=8, kv_heads=4) for n in (8, 30, 60))
+# A layer of Qwen2.5-1.5B.
+LAYER = Shape("Layer-of-1.5B", hidden=1536, ffn=8960, layers=1, heads=12, kv_heads=2)
 # Mixtral 8x7B at half its width, with a quarter of its layers: 3.0B parameters.
 MIXTURE = Shape("Mixture-3B", hidden=2048, ffn=7168, layers=8, heads=16, kv_heads=4, experts=8)
 

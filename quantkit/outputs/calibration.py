@@ -20,6 +20,7 @@ from quantkit.imatrix.names import LinearKey, Squares, as_imatrix, collect_imatr
 from quantkit.machine import resident_memory
 from quantkit.outputs.memory import vocabulary_memory
 from quantkit.outputs.packed_folders import all_layers
+from quantkit.quant.cross import takes_basis
 from quantkit.quant.gptq import ROUNDED_ROWS
 from quantkit.stream.on_device import held_states
 from quantkit.stream.sensitivity import LOGITS_AT_ONCE
@@ -192,7 +193,10 @@ def asymmetric_memory(layers: Sequence[LayerLinears]) -> int:
     """Bytes that asymmetric rounding adds: the rounded weights of a layer, a matrix, sums and a factor of an input."""
 
     def need(entry: Input) -> int:
-        return max(linear.n_in * linear.n_out for linear in entry.linears) + 4 * entry.width**2
+        n_rows = sum(linear.n_out for linear in entry.linears)
+        # D twice, or Q and Q D twice (`quant.cross`), beside two Gram matrices
+        crosses = 3 * n_rows if takes_basis(n_rows, entry.width) else 2 * entry.width
+        return max(linear.n_in * linear.n_out for linear in entry.linears) + (crosses + 2 * entry.width) * entry.width
 
     widest = max(need(entry) for layer in layers for entry in layer.inputs)
     experts = max(

@@ -63,10 +63,15 @@ class Cross:
         return replace(self, sums=fetch(self.sums), basis=None if self.basis is None else fetch(self.basis))
 
 
+def takes_basis(n_rows: int, n_in: int) -> bool:
+    """Whether Q D is summed for weights of `n_rows` rows together that read an input of `n_in` channels."""
+    return _FEWER * n_rows <= n_in
+
+
 def basis_of(weights: Sequence[Array], workers: Workers = SERIAL) -> Array | None:
     """Q of the weights (n, n_in) that read an input together, see `Cross`; None where D itself takes less time."""
     n_rows, n_in = sum(map(len, weights)), weights[0].shape[1]
-    if _FEWER * n_rows > n_in:
+    if not takes_basis(n_rows, n_in):
         return None
     xp = namespace(weights[0])
     together = weights[0] if len(weights) == 1 else xp.concatenate(list(weights))

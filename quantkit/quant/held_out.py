@@ -137,19 +137,18 @@ def _errors(
             )
         except CalibrationError:
             continue
-        triangle: Array = factor / factor.diagonal()
-        error = propagated(rounding, triangle)
+        # T = R / diag(R), without an array for T
+        error = propagated(rounding * factor.diagonal(), factor)
         if on_device:
             error = taken_back(error, order)
-        # the next factorisation needs their memory
-        del factor, triangle
+        del factor  # the next factorisation needs its memory
         yield shrink, damp, _energy(error, held_gram)
 
 
 def propagated(rounding: Array, triangle: Array, inverses: Sequence[Array] | None = None) -> Array:
     """The errors E of feedback whose roundings differ from their targets by `rounding` (n, n_in): E T = rounding.
 
-    triangle: T, upper triangular with ones on its diagonal, as in `Factor`, in the order of rounding.
+    triangle: T, upper triangular, as in `Factor`, in the order of rounding.
     inverses: those of its diagonal blocks, see `block_inverses`, for many calls with one T.
     """
     xp, errors = namespace(rounding), empty(tuple(rounding.shape), rounding)
