@@ -110,6 +110,11 @@ def test_sums_and_counts_are_those_that_llama_imatrix_gathers(name: str, tmp_pat
         sums, counts = collect_imatrix(
             squares_of(native, TOKENS, tmp_path / "work"), imatrix_sources(native), imatrix_columns(native)
         )
+    if forward_cases()[name][1].graph_differs:
+        # llama.cpp runs another norm than the model has (tests/families/test_tiny_models.py), so these values differ
+        apart = max(difference(sums[tensor], theirs[tensor]) for tensor in sums)
+        assert apart > 1e-2, "llama.cpp's graph is the model's; compare the values"
+        return
     # Over blocks of MXFP4, llama.cpp rounds what it multiplies: now and then a token goes to another expert.
     allowed, routed_otherwise = (0.15, 3) if name in PACKED else (2e-3, 0)
     if "gemma3n" in name:
