@@ -12,7 +12,7 @@ from quantkit.forward.compressed_attention import compressed_attention
 from quantkit.forward.delta_net import delta_net
 from quantkit.forward.description import AltUp, HyperConnections, Laurel
 from quantkit.forward.feed_forward import feed_forward, from_experts, latent_width, mixture, route, to_experts
-from quantkit.forward.hyper_connections import connect
+from quantkit.forward.hyper_connections import Connection, connect
 from quantkit.forward.kimi_delta import kimi_delta
 from quantkit.forward.kimi_parts import ResidualAttention
 from quantkit.forward.layer import Context, Layer
@@ -44,6 +44,10 @@ class DecoderLayer:
     def __call__(self, x: Array, context: Context) -> Array:
         if self.architecture.altup:
             return self._one_stream(self.architecture.altup, x, context)
+        if part := self.architecture.hyper_connections:
+            # once for both: `attend` and `join` each compute them, and an input of a linear would count twice
+            middle, around = self._around_feed(part, x, context)
+            return around.after(self.feed(middle, self._normed(self.architecture.feed_norm, around.read), context))
         middle, normed_middle = self.attend(x, context)
         return self.join(middle, self.feed(middle, normed_middle, context), context)
 
@@ -68,8 +72,8 @@ class DecoderLayer:
             context.layer_input.clear()
             context.layer_input[self.layer.number] = x
         if part := architecture.hyper_connections:
-            middle = once(MIDDLE, lambda: self._after_attention_to_streams(part, x, context))
-            return middle, self._normed(architecture.feed_norm, connect(part, self.layer, part.feed, middle).read)
+            middle, around = self._around_feed(part, x, context)
+            return middle, self._normed(architecture.feed_norm, around.read)
         if architecture.residual_attention:
             return self._attend_to_states(architecture.residual_attention, x, context)
         if not architecture.mixes(self.layer.config, self.layer.number):
@@ -103,6 +107,11 @@ class DecoderLayer:
         around = connect(part, self.layer, part.attention, x)
         normed = self._normed(self.architecture.norm_before(self.layer.number), around.read)
         return around.after(self._mixed(normed, context))
+
+    def _around_feed(self, part: HyperConnections, x: Array, context: Context) -> tuple[Array, Connection]:
+        """The streams after attention, and how the feed-forward reads them and adds to them."""
+        middle = self.layer.weights.once(MIDDLE, lambda: self._after_attention_to_streams(part, x, context))
+        return middle, connect(part, self.layer, part.feed, middle)
 
     def _attend_to_states(self, part: ResidualAttention, x: Array, context: Context) -> tuple[Array, Array]:
         """As `attend`, where each part reads a mixture of earlier hidden states."""

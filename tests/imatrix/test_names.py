@@ -129,6 +129,12 @@ def test_sums_and_counts_are_those_that_llama_imatrix_gathers(name: str, tmp_pat
         assert np.abs(counts[tensor] - theirs[tensor].counts).max() <= routed_otherwise, tensor
 
 
+def test_each_token_counts_once_in_the_streams_around_a_dense_feed_forward(tmp_path: Path) -> None:
+    with open_checkpoint(str(write_checkpoint("hy-v4", tmp_path / "hy-v4"))) as checkpoint:
+        squares = squares_of(Native(checkpoint, nearest=True), TOKENS, tmp_path / "work")
+    assert {tokens for (name, _), (_, tokens) in squares.items() if ".experts." not in name} == {TOKENS.size}
+
+
 def difference(ours: NDArray[np.float32], theirs: Entry) -> float:
     """The largest difference of two values, relative to the largest value."""
     return float(np.abs(ours.ravel() - theirs.sums).max() / np.abs(theirs.sums).max())
