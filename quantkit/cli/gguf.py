@@ -4,6 +4,7 @@ from typing import Annotated
 
 from quantkit.cli.conversion import Conversion
 from quantkit.cli.conversion_options import (
+    IMATRIX,
     AdapterOptions,
     CalibrationOptions,
     OutputOptions,
@@ -16,6 +17,7 @@ from quantkit.cli.gguf_options import GgufOptions, complete_gguf_type
 from quantkit.cli.option_groups import grouped
 from quantkit.cli.options import SourceArg
 from quantkit.cli.output import Out
+from quantkit.errors import UsageError
 from quantkit.gguf.file_types import FILE_TYPES, file_type
 
 EPILOG = (
@@ -53,8 +55,20 @@ def gguf(
     others = options.preset or options.target_size or options.target_bpw
     names = types or ([] if others else ["q4_0"])
     for name in names:
-        file_type(name)  # raises for any other type
+        _check_type(name)
     conversion = Conversion(
         tuple(names), output, options, calibration=calibration, adapters=adapters, quality=quality.quality
     )
     convert_source(out, "gguf", source, conversion, work)
+
+
+def _check_type(name: str) -> None:
+    """Raises UsageError for a name that is not a GGUF type's, and names the command of another output's type."""
+    try:
+        file_type(name)
+    except UsageError:
+        from quantkit.packed.registry import FORMATS
+
+        if name.strip().lower() in (*FORMATS, IMATRIX):
+            raise UsageError(f"{name!r} is not a GGUF type; write it with quantkit convert -t {name.lower()}") from None
+        raise

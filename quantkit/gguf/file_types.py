@@ -120,10 +120,10 @@ def file_type(name: str, others: Iterable[str] = ()) -> FileType:
     if "," in key:
         raise UsageError(f"type {name!r} is a list; pass each type with its own -t: {_separate(key)}")
     if key not in FILE_TYPES:
-        raise UsageError(
-            unknown_name("quantization type", name, key, (*FILE_TYPES, *others))
-            + "; quantkit gguf --help lists all types"
-        )
+        others = tuple(others)
+        listed = f"the types of GGUF; others are {', '.join(others)}" if others else "all types"
+        unknown = unknown_name("quantization type", name, key, (*FILE_TYPES, *others))
+        raise UsageError(f"{unknown}; quantkit gguf --help lists {listed}")
     return FILE_TYPES[key]
 
 

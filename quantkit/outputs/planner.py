@@ -177,9 +177,7 @@ def _check_gguf(request: GgufRequest) -> None:
     if request.target is not None:
         _check_target(request)
     if request.solver == "feedback" and not request.calibrate:
-        raise UsageError(
-            "--solver feedback needs the Gram matrices of a calibration; leave out --imatrix and --no-imatrix"
-        )
+        raise UsageError("--solver feedback needs a calibration; leave out --imatrix and --no-imatrix")
 
     if request.reorder and request.solver != "feedback":
         raise UsageError("--reorder-neurons needs a calibration; add --solver feedback")

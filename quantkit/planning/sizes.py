@@ -80,10 +80,7 @@ def known_types(names: Sequence[str]) -> tuple[str, ...]:
     for name in names:
         key = name.strip().lower()
         if key not in FOLDERS:
-            try:
-                key = file_type(key, FOLDERS).name
-            except UsageError as error:
-                raise UsageError(f"{error}; {', '.join(FOLDERS)} are types too") from None
+            key = file_type(key, FOLDERS).name
         known.append(key)
     return tuple(dict.fromkeys(known))
 

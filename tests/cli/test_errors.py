@@ -386,3 +386,21 @@ def test_a_full_gpu_is_one_sentence(text: str, capsys: pytest.CaptureFixture[str
     assert capsys.readouterr().err == (
         "quantkit: the GPU's memory is full; end other programs on it, or add --device cpu\n"
     )
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (("gguf", "model", "-t", "AWQ"), "'AWQ' is not a GGUF type; write it with quantkit convert -t awq"),
+        (("gguf", "model", "-t", "imatrix"), "'imatrix' is not a GGUF type; write it with quantkit convert -t imatrix"),
+        (("convert", "model", "-t", "nf5"), "lists the types of GGUF; others are awq, gptq, w4a16"),
+        (("ggfu", "model"), "No such command 'ggfu'; the nearest is gguf."),
+        (("quantise", "model"), "No such command 'quantise'."),
+    ],
+)
+def test_a_mistyped_command_or_a_type_of_another_command_is_told_what_to_write(
+    words: tuple[str, ...], reason: str
+) -> None:
+    answer = quantkit(*words)
+    assert answer.code == 2
+    assert reason in " ".join(answer.stderr.split())

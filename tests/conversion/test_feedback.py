@@ -322,7 +322,7 @@ def test_a_lost_partial_file_starts_the_layers_over(source: Path, tmp_path: Path
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (("--solver", "feedback", "--no-imatrix"), "--solver feedback needs the Gram matrices of a calibration"),
+        (("--solver", "feedback", "--no-imatrix"), "--solver feedback needs a calibration"),
         (("--reorder-neurons",), "--reorder-neurons needs a calibration; add --solver feedback"),
         (("--quality", "best", "--solver", "llama.cpp"), "--quality best is --solver feedback, not llama.cpp"),
     ],

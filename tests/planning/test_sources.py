@@ -121,7 +121,7 @@ def test_an_unknown_type_is_refused_with_what_there_is() -> None:
     assert known_types(["Q4_0", "awq", "q4_0"]) == ("q4_0", "awq")
     with pytest.raises(
         UsageError,
-        match=r"unknown quantization type 'q4_9'; the nearest are q4_.*awq, gptq, w4a16, .*fp8-block.* are types too$",
+        match=r"unknown quantization type 'q4_9'; the nearest are q4_.*; others are awq, gptq, w4a16, .*fp8-block",
     ):
         known_types(["q4_9"])
 
