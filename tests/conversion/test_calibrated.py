@@ -20,7 +20,7 @@ from quantkit.checkpoint import Checkpoint, open_checkpoint
 from quantkit.conversion import run as run_module
 from quantkit.conversion.run import Result
 from quantkit.errors import CalibrationError, OutputError, ReadError, UnsupportedError
-from quantkit.families import reference_logits
+from quantkit.families import forward_architectures, reference_logits
 from quantkit.families.base.native import Native
 from quantkit.gguf.file_types import file_type
 from quantkit.outputs.gguf_files import GgufRequest
@@ -33,7 +33,7 @@ from quantkit.stream import states
 from quantkit.texts.samples import SampledText, Samples
 from quantkit.verify import Verified
 from quantkit.verify.source_logits import correlations
-from tests.families.expected import write_checkpoint
+from tests.families.expected import expected, write_checkpoint
 from tests.families.models import TOKENS, all_cases, forward_cases
 from tests.forward.test_linears import everyone_everywhere
 from tests.helpers.command import quantkit
@@ -51,6 +51,9 @@ UNPACKED |= {"jais", "jais-13b", "laguna", "laguna-plain", "muse-glimmer", "muse
 UNPACKED |= {
     "bamba",
     "deepseek-ocr",
+    "deepseek-v4",
+    "deepseek-v4-plain",
+    "deepseek-v4-unpacked",
     "dots3",
     "dots3-later-token",
     "hy-v4",
@@ -63,6 +66,9 @@ UNPACKED |= {
     "nanbeige-once",
     "minimax-m3",
     "minimax-m3-text",
+    "rwkv6",
+    "rwkv7",
+    "rwkv7-original",
     "smallthinker",
     "smallthinker-plain",
     "spark-x2.5",
@@ -166,6 +172,13 @@ def test_folders_of_every_architecture_give_the_sources_logits(name: str, made: 
         assert folder.errors.keys() == folder.output.quantized.keys()
         assert max(folder.errors.values()) < 0.01
     assert {path.name for path in place.iterdir()} == {name, "M-AWQ", "M-GPTQ"}
+
+
+def test_unpacked_lists_every_case_that_no_loader_runs() -> None:
+    known, configs = forward_architectures(), {name: expected(name).config for name in forward_cases()}
+    architectures = {name: known.get(config["architectures"][0]) for name, config in configs.items()}
+    refused = {name for name, found in architectures.items() if found and found.unpacked(configs[name])}
+    assert refused - ENCODERS == UNPACKED
 
 
 @pytest.mark.parametrize("name", ["mamba2", "jamba", "nemotron-h-moe", "jais", "kimi-linear", "laguna", "phimoe"])

@@ -185,17 +185,19 @@ def test_the_wheel_without_a_build_drafts_the_same(models: dict[str, Path], tmp_
 
 @pytest.mark.full
 def test_a_trained_mtp_layer_is_accepted_as_often_as_transformers_layer_is(tmp_path: Path) -> None:
-    """GLM-4.5's layer, trained on a text with the model; transformers and llama.cpp accept the same drafts."""
+    """GLM-4.5's layer, trained on a text with the model; transformers and llama.cpp accept the same, but for ties."""
     peer = newest_converter()
     environment = peer.environment()
     environment["PYTHONPATH"] = f"{environment['PYTHONPATH']}:{REPOSITORY}"
     texts = ("You may reproduce and distribute copies of the", "the Licensor shall not be")
     command = [str(peer.python), "-m", "tests.llamacpp.trained_mtp", str(tmp_path / "glm"), "LICENSE", *texts]
     done = subprocess.run(command, env=environment, cwd=REPOSITORY, capture_output=True, text=True, check=True)
-    expected = [tuple(answer) for answer in json.loads(done.stdout)]
+    expected = json.loads(done.stdout)
     model = to_gguf(tmp_path / "glm", "f32", tmp_path)
     plain = answers(model, None, *texts, most=ANSWER)
     drafted = answers(model, choose_draft(model, "mtp", 1), *texts, most=ANSWER)
     assert same(drafted, plain)
-    assert [(answer.text, answer.drafted, answer.accepted) for answer in drafted] == expected
-    assert all(0.5 < accepted / count < 1 for _, count, accepted in expected)
+    for answer, (text, count, accepted, ties) in zip(drafted, expected, strict=True):
+        assert answer.text == text
+        assert abs(answer.drafted - count) <= ties and abs(answer.accepted - accepted) <= ties, (answer, ties)
+        assert 0.5 < accepted / count < 1 and ties < 4

@@ -2,8 +2,9 @@
 
     <peer's python> -m tests.llamacpp.trained_mtp FOLDER TEXT PROMPT ...
 
-FOLDER gets the checkpoint as it would be published. Prints JSON: for each prompt [answer, drafted, accepted], where the
-answer has ANSWER tokens, each the best one, and the layer drafts one token at a time.
+FOLDER gets the checkpoint as it would be published. Prints JSON: for each prompt [answer, drafted, accepted, ties]. The
+answer has ANSWER tokens, each the best one, and the layer drafts one token at a time. Ties are tokens for which the
+layer's two best drafts are so close that rounding in another program can choose the other one.
 """
 
 import json
@@ -23,6 +24,8 @@ from tests.families.models.glm4moe import GLM4_MOE
 CONFIG = {**GLM4_MOE, "first_k_dense_replace": 1, "num_hidden_layers": 2, "attention_bias": False}
 ANSWER = 48
 _LENGTH, _BATCH, _STEPS = 96, 8, 400
+_TIE = 0.005
+"""Of the logits' standard deviation. Training ends in other weights on another processor, so any draft may be a tie."""
 
 
 class Trained(torch.nn.Module):
@@ -93,19 +96,21 @@ def save(trained: Trained, folder: Path) -> None:
 
 
 @torch.no_grad()
-def rounds(trained: Trained, prompt: list[int]) -> tuple[list[int], int, int]:
-    """The answer's tokens, drafted, accepted: after each token of the model the layer drafts one, which is checked."""
+def rounds(trained: Trained, prompt: list[int]) -> tuple[list[int], int, int, int]:
+    """The answer's tokens, drafted, accepted, ties: the layer drafts one after each token of the model."""
     ids = torch.tensor([prompt])
     for _ in range(ANSWER + 2):
         ids = torch.cat([ids, trained(ids)[0][:, -1:].argmax(-1)], dim=1)
-    second = trained(ids)[1][0].argmax(-1)
+    logits = trained(ids)[1][0]
+    second, best = logits.argmax(-1), logits[len(prompt) :].topk(2).values
+    ties = int((best[:, 0] - best[:, 1] < _TIE * logits.std()).sum())
     drafted = accepted = 0
     # the first token of the answer comes without a draft, and so does a last one that is left alone
     last = len(prompt)
     while last < len(prompt) + ANSWER - 2:
         right = bool(second[last] == ids[0, last + 1])
         drafted, accepted, last = drafted + 1, accepted + right, last + 1 + right
-    return ids[0, len(prompt) : len(prompt) + ANSWER].tolist(), drafted, accepted
+    return ids[0, len(prompt) : len(prompt) + ANSWER].tolist(), drafted, accepted, ties
 
 
 def main() -> None:
@@ -119,7 +124,7 @@ def main() -> None:
     save(trained, folder)
     write_tokenizer(folder, "smollm")
     results = (rounds(trained, tokenizer.encode(prompt)) for prompt in prompts)
-    print(json.dumps([(tokenizer.decode(answer), drafted, accepted) for answer, drafted, accepted in results]))
+    print(json.dumps([(tokenizer.decode(answer), *counts) for answer, *counts in results]))
 
 
 if __name__ == "__main__":
