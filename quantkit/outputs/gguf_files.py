@@ -268,9 +268,10 @@ def _target_mix(
 ) -> tuple[FileType, list[Choice]]:
     """The file of a given size: its type, and the types of its tensors, even ones until they are chosen."""
     options = _candidates(model, request, weights)
-    types = target.types or even_types(options, _target_budget(model, request))
+    overhead = _overhead(model, request)
+    types = target.types or even_types(target, options, overhead)
     mix = target_choices(options, types)
-    kind = target.file_type(_overhead(model, request), sum(tensor.n_elements for tensor in model.tensors))
+    kind = target.file_type(overhead, sum(tensor.n_elements for tensor in model.tensors))
     return labelled(kind, mix, [option.tensor for option in options]), mix
 
 

@@ -4,6 +4,7 @@
 about the same number of bits for every tensor.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -18,6 +19,7 @@ from quantkit.gguf.mix import Choice, MixModel, MixOptions, MixTensor, fixed_typ
 from quantkit.gguf.mix_rules import EMBEDDINGS, NEEDS_IMATRIX, OUTPUT
 from quantkit.gguf.types import block_size
 from quantkit.quant.budget import choose_within
+from quantkit.units import human_bytes, size_argument
 
 _T = GGMLQuantizationType
 _FLOATS = (_T.F32, _T.F16, _T.BF16)
@@ -109,26 +111,42 @@ def _available(kind: GGMLQuantizationType, *, weighted: bool) -> bool:
     return True
 
 
-def even_types(options: Sequence[Candidates], budget: int) -> dict[str, GGMLQuantizationType]:
-    """Types of about the same number of bits for all tensors, within `budget` bytes.
+def even_types(target: Target, options: Sequence[Candidates], overhead: int) -> dict[str, GGMLQuantizationType]:
+    """Types of about the same number of bits for all tensors, within the target.
 
-    Raises UsageError, with the smallest possible size, when no types fit.
+    overhead: bytes of the file outside its tensors.
+
+    Raises UsageError, with the smallest target that works, when no types fit.
     """
+    _require_possible(target, options, overhead)
     sizes = [np.array(option.bytes, np.int64) for option in options]
-    smallest = sum(int(size.min()) for size in sizes)
-    if smallest > budget:
-        n_elements = sum(int(np.prod(option.tensor.shape)) for option in options)
-        raise UsageError(
-            f"the target leaves {max(budget, 0) / 1e6:.1f} MB for the tensors, but the smallest types take"
-            f" {smallest / 1e6:.1f} MB ({8 * smallest / n_elements:.2f} bits for each weight); choose a larger target"
-        )
     costs = []
     for option in options:
         count = float(np.prod(option.tensor.shape))
         # the error of a rounded weight falls by 6 dB for each bit
         costs.append(np.array([count * 4.0 ** (-8 * size / count) for size in option.bytes]))
+    budget = target.tensor_budget(overhead, sum(int(np.prod(option.tensor.shape)) for option in options))
     chosen = choose_within(sizes, costs, budget)
     return {option.tensor.name: option.types[index] for option, index in zip(options, chosen, strict=True)}
+
+
+def _require_possible(target: Target, options: Sequence[Candidates], overhead: int) -> None:
+    n_elements = sum(int(np.prod(option.tensor.shape)) for option in options)
+    smallest = sum(min(option.bytes) for option in options)
+    if smallest <= target.tensor_budget(overhead, n_elements):
+        return
+    size, bits = smallest + overhead, 8 * smallest / n_elements
+    # rounded up, so that what the sentence names works
+    least_size, least_bits = size_argument(size, up=True), f"{math.ceil(100 * bits + 1e-6) / 100:.2f}"
+    if target.bits is not None:
+        given, least, other = f"{target.bits:g} bits per weight", f"--target-bpw {least_bits}", human_bytes(size)
+    else:
+        given, least = human_bytes(target.size or 0), f"--target-size {least_size}"
+        other = f"{least_bits} bits per weight"
+    raise UsageError(
+        f"a file of {given} is too small; the smallest that works with this source and these options is"
+        f" {least} ({other})"
+    )
 
 
 def target_choices(options: Sequence[Candidates], types: Mapping[str, GGMLQuantizationType]) -> list[Choice]:

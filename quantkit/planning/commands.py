@@ -10,6 +10,7 @@ from quantkit.planning.budget import Fit
 from quantkit.planning.context import Context
 from quantkit.planning.encoder_commands import encoder_commands
 from quantkit.planning.sizes import Offer
+from quantkit.units import size_argument
 
 if TYPE_CHECKING:
     from quantkit.planning.result import Plan, Row
@@ -30,7 +31,7 @@ def target_command(plan: "Plan") -> str | None:
     """The command that makes the largest file that fits as a whole."""
     if plan.target_size is None:
         return None
-    return f"quantkit gguf {_checkpoint(plan)} --target-size {plan.target_size // 10**6}M{_requantize(plan)}"
+    return f"quantkit gguf {_checkpoint(plan)} --target-size {size_argument(plan.target_size)}{_requantize(plan)}"
 
 
 def _phone_commands(plan: "Plan", row: "Row") -> list[str]:

@@ -203,16 +203,22 @@ def _with_target(plan: Plan) -> Plan:
     if plan.source.is_gguf or plan.for_phone or not quantized:
         return plan
     size = largest_file(plan.source.shape, quantized, plan.context, plan.budget)
-    if size is None or size < _smallest(plan.source) or 8 * size > MOST_TARGET_BITS * plan.parameters:
+    # the command rounds the size down to at most 1% less
+    if (
+        size is None
+        or 0.99 * size < _smallest(plan.source, quantized[0])
+        or 8 * size > MOST_TARGET_BITS * plan.parameters
+    ):
         return plan
     return replace(plan, target_size=size)
 
 
-def _smallest(source: Source) -> int:
-    """Bytes of the tensors of the smallest file that --target-size can make."""
+def _smallest(source: Source, offer: Offer) -> int:
+    """Bytes of the smallest file that --target-size can make. `offer`: any GGUF; all have the same other bytes."""
     tensors = [MixTensor(tensor.name, tensor.shape, tensor.type) for tensor in source.model.tensors]
     weighted = frozenset(tensor.name for tensor in tensors if tensor.name.startswith("blk."))
-    return sum(min(option.bytes) for option in candidates(source.model.sizes, tensors, MixOptions(), weighted))
+    options = candidates(source.model.sizes, tensors, MixOptions(), weighted)
+    return offer.size - sum(tensor.nbytes for tensor in offer.tensors) + sum(min(option.bytes) for option in options)
 
 
 def _gguf_row(plan: Plan, offer: Offer, speeds: Mapping[str, DeviceSpeed], options: PlanOptions) -> Row:

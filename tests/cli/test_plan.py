@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from quantkit.units import size_argument
 from tests.families.expected import write_checkpoint
 from tests.families.published import Published, _llama, write_sparse
 from tests.helpers.command import command, quantkit
@@ -268,6 +269,24 @@ def test_the_file_of_the_size_that_a_plan_offers_fits_as_a_whole(room: tuple[str
     assert fit["fits"]
     # and it is not much smaller than what fits
     assert file.stat().st_size > 0.97 * size
+
+
+def test_a_plan_offers_no_size_that_is_too_small(tmp_path: Path) -> None:
+    source = tiny_llama(tmp_path / "model", variant="llama3", layers=4, hidden=512, intermediate=1024)
+    words = ("--bandwidth", "10G", "--vram", "none", "-t", "q8_0", "--format", "json")
+    answer = quantkit("plan", source, *words)
+    assert answer.code == 0, answer.stderr
+    (row,) = json.loads(answer.stdout)["types"]
+    offered = []
+    for less in range(20, 60, 5):
+        room = row["devices"][0]["total"] - less * row["bytes"] // 100
+        answer = quantkit("plan", source, *words, "--ram", f"{room // 1000}k")
+        assert answer.stdout, answer.stderr
+        size = json.loads(answer.stdout)["target_size"]
+        offered += [] if size is None else [size]
+    assert offered
+    answer = quantkit("gguf", source, "--target-size", size_argument(min(offered)), "--dry-run")
+    assert answer.code == 0, answer.stderr
 
 
 def test_several_gpus_have_a_split_that_every_command_names(llama: Path) -> None:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -157,7 +158,6 @@ def test_error_feedback_in_the_chosen_types_resumes(source: Path, feedback: Path
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (("--target-size", "100k"), "the smallest types take"),
         (("--target-size", "2M", "--target-bpw", "4"), "give one of --target-size and --target-bpw"),
         (("--target-bpw", "4", "--no-imatrix"), "choose types by a calibration"),
         (("--target-bpw", "4", "--pure"), "--pure does not go with"),
@@ -173,6 +173,22 @@ def test_a_target_that_cannot_be_met_is_one_sentence(words: tuple[str, ...], sen
     assert answer.code in (1, 2)
     assert sentence in answer.stderr
     assert "Traceback" not in answer.stderr
+
+
+@pytest.mark.parametrize("others", [(), ("--leave-output-tensor", "--tensor-type", "ffn=q8_0")])
+@pytest.mark.parametrize("least", ["--target-size 100k", "--target-bpw 0.5"])
+def test_a_target_that_is_too_small_names_the_smallest_that_works(
+    least: str, others: tuple[str, ...], source: Path, tmp_path: Path
+) -> None:
+    words = ("--dry-run", *others, "-o", tmp_path)
+    refused = quantkit("gguf", source, *least.split(), *words)
+    assert refused.code == 2
+    option = least.split()[0]
+    (value,) = re.findall(rf"the smallest that works .* is {option} ([\d.]+M?) \(", refused.sentence)
+    assert quantkit("gguf", source, option, value, *words).code == 0
+    number = float(value.removesuffix("M"))
+    below = f"{number - 0.02:.2f}{value[len(value.removesuffix('M')) :]}"
+    assert quantkit("gguf", source, option, below, *words).code == 2
 
 
 def test_a_gguf_is_no_source_for_a_file_of_a_given_size(source: Path, tmp_path: Path) -> None:
