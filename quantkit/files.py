@@ -102,6 +102,20 @@ def open_partial(path: Path, *, keep: bool, append: bool = False) -> int:
     return descriptor
 
 
+def refuse_misplaced(path: Path, option: str, *, is_folder: bool) -> None:
+    """Raise UsageError where `option` names a folder (or else a file) of outputs that cannot be one.
+
+    That is a folder whose path is a file, a file whose path is a folder, and both below a file.
+    """
+    if not is_folder and path_is(path, Path.is_dir):
+        raise UsageError(f"{option} {path} is a folder; name a file in it, such as {path / 'NAME'}")
+    nearest = next((folder for folder in (path, *path.parents) if path_is(folder)), None)
+    if nearest is None or path_is(nearest, Path.is_dir) or (nearest == path and not is_folder):
+        return
+    where = "" if nearest == path else f": {nearest}"
+    raise UsageError(f"{option} {path}{where} is a file, not a folder; choose another folder with {option}")
+
+
 def make_partial_folder(folder: Path) -> None:
     """Create `folder` and its parents; refuse a link, whose target the work would change. Raises OutputError."""
     if folder.is_symlink():

@@ -15,7 +15,6 @@ from quantkit.cli.convert import convert_source
 from quantkit.cli.option_groups import grouped
 from quantkit.cli.options import SourceArg, output_option
 from quantkit.cli.output import Out
-from quantkit.errors import OutputError
 
 
 @grouped
@@ -38,8 +37,6 @@ def imatrix(
 
     Example: quantkit imatrix ORG/NAME -o imatrix.gguf
     """
-    if output is not None and output.is_dir():
-        raise OutputError(f"{output} is a folder; pass the name of the file, for example {output / 'imatrix.gguf'}")
     output_options = OutputOptions() if output is None else OutputOptions(output.parent, output.stem)
     conversion = Conversion((IMATRIX,), output_options, calibration=calibration, adapters=adapters, imatrix_file=output)
     convert_source(out, "imatrix", source, conversion, work)

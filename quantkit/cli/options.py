@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from quantkit.errors import UsageError
+from quantkit.files import refuse_misplaced
 from quantkit.planning.context import KV_TYPES
 from quantkit.system.python import StrEnum
 
@@ -46,8 +47,17 @@ DryRunOption = Annotated[bool, DRY_RUN]
 
 
 def output_option(metavar: str, help_: str, default: str | None = None) -> Any:
-    """--output of one command: DIR or FILE, what it is, and where the outputs go without it."""
-    return typer.Option("--output", "-o", metavar=metavar, help=help_, show_default=default or True)
+    """--output of one command: DIR or FILE, what it is, and where the outputs go without it.
+
+    A path that cannot be such a folder or file is refused while the options are read.
+    """
+
+    def check(value: Path | None) -> Path | None:
+        if value is not None:
+            refuse_misplaced(value, "-o", is_folder=metavar == "DIR")
+        return value
+
+    return typer.Option("--output", "-o", metavar=metavar, help=help_, show_default=default or True, callback=check)
 
 
 def context_option(help_: str = "Tokens of context.", *, least: int = 1, default: str | None = None) -> Any:

@@ -246,14 +246,6 @@ def test_a_name_that_is_too_long_is_shown_in_part(sound: Path, tmp_path: Path) -
     nothing_final(tmp_path)
 
 
-def test_a_folder_that_cannot_be_written_is_named(sound: Path, tmp_path: Path) -> None:
-    blocked = tmp_path / "file"
-    blocked.write_text("not a folder")
-    answer = quantkit("gguf", sound, "-o", blocked)
-    assert answer.code == 1
-    assert str(blocked) in answer.sentence
-
-
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
 def test_a_read_only_folder_is_named(sound: Path, tmp_path: Path) -> None:
     tmp_path.chmod(0o500)

@@ -118,7 +118,7 @@ def test_the_matrix_of_several_texts_lists_them_and_is_the_sum_of_theirs(source:
         (("--chat", "--calibration", "few.txt"), 1, "has no conversations"),
         (("--calibration", "default", "--calibration", "default"), 1, "calibration text 'default' is listed twice"),
         (("--calibration", "default", "--calibration", "gone.txt"), 1, "gone.txt not found"),
-        (("-o", "folder"), 1, "folder is a folder"),
+        (("-o", "folder"), 2, "folder is a folder"),
         (("-o", "there.gguf", *CUT), 1, "there.gguf already exists; add --force"),
     ],
 )

@@ -22,7 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
-from quantkit.errors import CheckpointError, PublishError, UsageError
+from quantkit.errors import CheckpointError, OutputError, PublishError, UsageError
 from quantkit.publish.card.card import CardModel, write_card
 from quantkit.publish.card.escaping import block, code, plain
 from quantkit.publish.card.metadata import LICENSES, Metadata, front_matter
@@ -270,6 +270,14 @@ def test_plots_are_copied_beside_and_linked(gguf: Path, tmp_path: Path) -> None:
         assert links[3][0] == "Error of the weights by layer (2)"
     assert all((gguf / path).read_bytes() == (plots.parent / path).read_bytes() for _, path in links)
     assert not list(gguf.rglob("*.svg")) and not list(gguf.rglob("*.partial"))
+
+
+def test_a_folder_in_the_place_of_the_card_stays(gguf: Path) -> None:
+    (gguf / "README.md").mkdir()
+    with pytest.raises(OutputError, match=r"README\.md is a folder; choose another file for the card"):
+        card_of(gguf)
+    assert (gguf / "README.md").is_dir() and not (gguf / "README.md.bak").exists()
+    (gguf / "README.md").rmdir()
 
 
 def test_a_card_written_by_hand_or_changed_is_kept_and_our_own_replaced(gguf: Path) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from quantkit.errors import UsageError
+from quantkit.errors import OutputError, UsageError
 from quantkit.files import cannot_write, write_atomically
 from quantkit.packed.registry import read_type
 from quantkit.publish.card.escaping import link, plain
@@ -52,6 +52,8 @@ def write_card(
     """
     facts = card_facts(folder, kind, model, report)
     path = path or folder / FILE_NAME
+    if path.is_dir():
+        raise OutputError(f"{path} is a folder; choose another file for the card")
     # plots of a report without this folder are those of another model
     is_measured = report is None or facts.report is not None
     pictures = _pictures(plots) if plots is not None and is_measured else {}
