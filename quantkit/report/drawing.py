@@ -9,7 +9,7 @@ import io
 import re
 import unicodedata
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -118,6 +118,40 @@ def short(text: str, most: int) -> str:
         return text
     head = (most - 1) // 2
     return f"{text[:head]}…{text[len(text) - (most - 1 - head) :]}"
+
+
+def distinct(texts: Sequence[str], most: int) -> list[str]:
+    """`short` of each text; different texts that would look alike keep the part in which they differ."""
+    labels = [short(text, most) for text in texts]
+    for label in dict.fromkeys(labels):
+        alike = sorted({text for text, other in zip(texts, labels, strict=True) if other == label})
+        if len(alike) > 1:
+            names = _differing(alike, most)
+            labels = [names.get(text, other) for text, other in zip(texts, labels, strict=True)]
+    return labels
+
+
+def _differing(texts: Sequence[str], most: int) -> dict[str, str]:
+    """Text -> its label of at most `most` characters, without the characters that all texts begin and end with."""
+    start = _n_alike(texts)
+    end = _n_alike([text[start:][::-1] for text in texts])
+    names = {}
+    for text in texts:
+        part = short(text[start : len(text) - end], most - 2)
+        room = most - 2 - len(part)
+        before = text[max(0, start - room // 2) : start]
+        after = text[len(text) - end :][: room - len(before)]
+        names[text] = f"…{before}{part}{after}…"
+    if len(set(names.values())) == len(texts):
+        return names
+    room = most - 1 - len(str(len(texts)))
+    return {text: f"{short(text, room)} {number}" for number, text in enumerate(texts, 1)}
+
+
+def _n_alike(texts: Sequence[str]) -> int:
+    """The number of characters that all texts begin with."""
+    columns = enumerate(zip(*texts, strict=False))
+    return next((number for number, column in columns if len(set(column)) > 1), min(map(len, texts)))
 
 
 def em_width(text: str) -> float:

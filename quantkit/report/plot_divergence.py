@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from quantkit.measurement.document import Divergence, Histogram, Report, Text
-from quantkit.report.drawing import GRID, INK, PAGE, SERIES, Heading, Plot, draw, short
+from quantkit.report.drawing import GRID, INK, PAGE, SERIES, Heading, Plot, distinct, draw
 from quantkit.report.figures import tick
 
 if TYPE_CHECKING:
@@ -15,10 +15,11 @@ _ROW = 46
 def divergence(report: Report, text: Text, number: int) -> Plot | None:
     """The distribution of the KL divergence on one text, a row a candidate; None where no candidate has one."""
     rows: list[tuple[str, str, Divergence, Histogram]] = []
-    for color_number, model in enumerate(report.candidates):
+    labels = distinct([model.label for model in report.candidates], 20)
+    for color_number, (model, label) in enumerate(zip(report.candidates, labels, strict=True)):
         on = model.on(text.name)
         if on is not None and on.kl is not None and on.kl.histogram is not None:
-            rows.append((short(model.label, 20), SERIES[color_number % len(SERIES)], on.kl, on.kl.histogram))
+            rows.append((label, SERIES[color_number % len(SERIES)], on.kl, on.kl.histogram))
     if not rows:
         return None
     rows.sort(key=lambda row: row[2].mean.value if row[2].mean is not None else 0.0)

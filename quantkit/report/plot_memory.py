@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from quantkit.measurement.document import Memory, Model, Report
-from quantkit.report.drawing import INK, KINDS, PAGE, Heading, Plot, draw, short
+from quantkit.report.drawing import INK, KINDS, PAGE, Heading, Plot, distinct, draw, short
 from quantkit.report.figures import size, tick
 
 if TYPE_CHECKING:
@@ -37,9 +37,10 @@ def memory(report: Report) -> list[Plot]:
     measured = [(model, bars) for model in report.models if (bars := _bars(model))]
     largest = max((_extent(row) for model, _ in measured for row in model.memory), default=1.0)
     if len(measured) > 1 and all(len(model.memory) == 1 for model, _ in measured):
+        labels = distinct([model.label for model, _ in measured], 14)
         bars = [
-            replace(bar, label=f"{short(model.label, 14)} · {bar.label}", load=load)
-            for load, (model, its) in enumerate(measured)
+            replace(bar, label=f"{labels[load]} · {bar.label}", load=load)
+            for load, (_, its) in enumerate(measured)
             for bar in its
         ]
         return [_plot("memory", "Memory of each model", bars, largest)]

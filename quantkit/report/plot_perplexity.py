@@ -7,7 +7,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from quantkit.measurement.document import Report, Text, Value
-from quantkit.report.drawing import INK, PAGE, SERIES, SERIES_TEXT, SOFT, Heading, Plot, draw, em_width, short
+from quantkit.report.drawing import INK, PAGE, SERIES, SERIES_TEXT, SOFT, Heading, Plot, distinct, draw, em_width
 from quantkit.report.figures import tick
 from quantkit.report.labels import Box, leader, place
 
@@ -38,7 +38,8 @@ def perplexity(report: Report, text: Text, number: int) -> Plot | None:
     points: list[_Point] = []
     paired = False
     candidate = 0
-    for model in report.models:
+    labels = distinct([model.label for model in report.models], _LABEL)
+    for model, label in zip(report.models, labels, strict=True):
         candidate += not model.is_reference
         on = model.on(text.name)
         if on is None or on.perplexity is None or not model.bytes or on.perplexity.value <= 0:
@@ -51,7 +52,6 @@ def perplexity(report: Report, text: Text, number: int) -> Plot | None:
         number_of_color = (candidate - 1) % len(SERIES)
         colors = (INK, INK) if model.is_reference else (SERIES[number_of_color], SERIES_TEXT[number_of_color])
         error = measured.error if measured is not None and measured.error is not None else 0.0
-        label = short(model.label, _LABEL)
         points.append(_Point(label, model.bytes, on.perplexity.value, error, *colors, model.is_reference))
     if len(points) < 2:
         return None

@@ -8,7 +8,7 @@ from statistics import median
 from typing import TYPE_CHECKING
 
 from quantkit.measurement.document import Model, Report
-from quantkit.report.drawing import INK, PAGE, Heading, Plot, draw, short
+from quantkit.report.drawing import INK, PAGE, Heading, Plot, distinct, draw, short
 from quantkit.report.figures import significant
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ def _fill(figure: "Figure", cells: Cells, kinds: Sequence[str]) -> None:
         linewidth=0.6,
     )
     above.invert_yaxis()
-    above.set_yticks(range(len(kinds)), [short(kind, 18) for kind in kinds])
+    above.set_yticks(range(len(kinds)), distinct(kinds, 18))
     above.xaxis.set_major_locator(MaxNLocator(8, integer=True))
     above.set_xlabel("layer")
     scale = np.geomspace(*limits, _BANDS + 1)

@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 import pytest
 
 from quantkit.errors import MissingExtraError
-from quantkit.report.drawing import ROLES, Plot
+from quantkit.report.drawing import ROLES, Plot, distinct, short
 from quantkit.report.plot_perplexity import pareto
 from quantkit.report.plots import plots
 from tests.report.sample import sample
@@ -190,6 +190,42 @@ def test_unusual_figures_are_drawn_too(alter: Any) -> None:
     for plot in plots(document):
         for number in re.findall(r' (?:x|y)="([^"]+)"', plot.inline):
             assert abs(float(number)) < 1e5, plot.name
+
+
+_LONG = "Qwen2.5-Coder-1.5B-Instruct"
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        [f"{_LONG}-Q4_K_M-imatrix-wiki.gguf", f"{_LONG}-Q5_K_M-imatrix-wiki.gguf", "Q8_0"],
+        [f"{_LONG}-{number}-{_LONG}" for number in range(12)],
+        ["a" * 30 + "b" * 30, "a" * 31 + "b" * 29],
+        ["m" * 22 + "1" + "m" * 22, "m" * 22 + "m" * 22],
+        ["a" * 12 + "b" * 12 + "1" + "b" * 12 + "a" * 12, "a" * 12 + "c" + "b" * 11 + "2" + "b" * 12 + "a" * 12],
+        ["x" * 40 + "12345678901" + digit + "y" * 40 + digit + "1234567890" + "z" * 40 for digit in "abc"],
+        # the parts that differ are alike at their ends, too
+        ["a" * 20 + "1" + "b" * 20 + digit + "b" * 20 + "1" + "a" * 20 for digit in "23"] + ["a" * 21 + "c" + "a" * 21],
+    ],
+)
+def test_different_labels_stay_different_when_they_are_shortened(labels: list[str]) -> None:
+    shortened = distinct(labels, 22)
+    assert len(set(shortened)) == len(labels)
+    assert max(map(len, shortened)) <= 22
+
+
+def test_labels_that_differ_at_an_end_or_are_equal_are_shortened_in_the_middle() -> None:
+    labels = [f"{_LONG}-Q4_0", f"{_LONG}-Q8_0", f"{_LONG}-Q8_0", "short"]
+    assert distinct(labels, 22) == [short(label, 22) for label in labels]
+
+
+def test_two_models_of_a_plot_have_different_labels() -> None:
+    document = sample()
+    for model, kind in zip(document["models"][1:3], ("Q4_K_M", "Q5_K_M"), strict=True):
+        model["label"] = f"{_LONG}-{kind}-imatrix-wiki.gguf"
+    for plot in plots(document):
+        if plot.name in ("perplexity-size", "kl-divergence"):
+            assert any("Q4_K_M" in text for text in texts(plot)) and any("Q5_K_M" in text for text in texts(plot))
 
 
 def test_without_matplotlib_one_sentence_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
