@@ -17,6 +17,7 @@ from typer.core import TyperCommand, TyperGroup
 from quantkit import __version__
 from quantkit.cli.errors import Interrupted, explain
 from quantkit.cli.loading import begin_loading, end_loading
+from quantkit.cli.option_numbers import wrong_number
 from quantkit.cli.options import DebugOption, Format, FormatOption, MirrorOption, use_mirror
 from quantkit.cli.output import Out
 from quantkit.cli.signals import interruptible
@@ -85,6 +86,9 @@ class _Command(TyperCommand):
         try:
             return super().parse_args(ctx, args)
         except typer.BadParameter as error:
+            sentence = wrong_number(error)
+            if sentence is not None:
+                raise UsageError(sentence) from error
             # what pydantic, by which typer reads values, puts before its sentence on a choice
             error.message = error.message.removeprefix("Value error, ")
             raise
