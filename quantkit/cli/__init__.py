@@ -45,6 +45,8 @@ COMMANDS = {
     "bake": "Run a recipe: convert, measure, card and publish one model.",
 }
 """The commands in the order of --help, each with the first line of its docstring."""
+_OTHER_NAMES = {"chat": ["run"], "quantize": ["convert"], "perplexity": ["measure"], "info": ["inspect"]}
+"""Names that other programs have for a command."""
 
 
 class _Commands(TyperGroup):
@@ -62,7 +64,7 @@ class _Commands(TyperGroup):
         if args and args[0] not in COMMANDS:
             from difflib import get_close_matches
 
-            for nearest in get_close_matches(args[0], COMMANDS, n=1):
+            for nearest in _OTHER_NAMES.get(args[0], []) or get_close_matches(args[0], COMMANDS, n=1):
                 ctx.fail(f"No such command {args[0]!r}; the nearest is {nearest}.")
         return super().resolve_command(ctx, args)
 

@@ -74,6 +74,9 @@ def _sentence(error: BaseException) -> str:
         return "no further thread can be started; use fewer --threads, or raise the limits with ulimit -v or ulimit -u"
     if isinstance(error, RuntimeError) and _fills_device(error):
         return "the GPU's memory is full; end other programs on it, or add --device cpu"
+    if isinstance(error, ModuleNotFoundError) and error.name and error.name.partition(".")[0] != "quantkit":
+        package = error.name.partition(".")[0]
+        return f"the Python package {package} is not installed, which quantkit requires; run: pip install quantkit"
     message = _first(MESSAGES, error, None)
     if message is None:
         return printable(

@@ -19,6 +19,7 @@ from quantkit.conversion.type_choice import TypeChoice
 from quantkit.conversion.work import name_output, open_work
 from quantkit.forward.devices import peak_memory as device_peak
 from quantkit.journal import Journal
+from quantkit.llamacpp.session import require_llama_cpp
 from quantkit.machine import peak_memory
 from quantkit.outputs.plan import ConversionPlan, final_paths
 from quantkit.progress import SILENT, Progress
@@ -81,7 +82,10 @@ def run(
         CalibrationError: the text or the checkpoint gives statistics that cannot be used.
         CheckpointError, UnsupportedError: the source is damaged, or does not fit a type.
         ReadError: the source could not be read this time; the finished steps are kept.
+        MissingExtraError: `logits` of a GGUF are requested, and llama.cpp is not installed.
     """
+    if logits and plan.gguf is not None:
+        require_llama_cpp()
     reference = transformers_reference(plan, transformers_python)
     streamed = plan.checkpoint.streamed if plan.checkpoint is not None else None
     with open_work(plan, force=force) as journal:

@@ -1,7 +1,9 @@
 """Bad input, as a user meets it: one sentence that says what, where and what to do, and nothing under a final name."""
 
+import importlib.util
 import json
 import os
+import re
 import shutil
 import struct
 import subprocess
@@ -12,8 +14,9 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from quantkit.cli import main
+from quantkit.cli import load_command, main
 from quantkit.cli.errors import explain
+from quantkit.packed.registry import FORMATS
 from tests.helpers.command import Answer, command, quantkit
 from tests.helpers.tiny import tiny_llama
 
@@ -388,6 +391,7 @@ def test_a_full_gpu_is_one_sentence(text: str, capsys: pytest.CaptureFixture[str
         (("convert", "model", "-t", "nf5"), "lists the types of GGUF; others are awq, gptq, w4a16"),
         (("ggfu", "model"), "No such command 'ggfu'; the nearest is gguf."),
         (("quantise", "model"), "No such command 'quantise'."),
+        (("chat", "model.gguf"), "No such command 'chat'; the nearest is run."),
     ],
 )
 def test_a_mistyped_command_or_a_type_of_another_command_is_told_what_to_write(
@@ -396,3 +400,25 @@ def test_a_mistyped_command_or_a_type_of_another_command_is_told_what_to_write(
     answer = quantkit(*words)
     assert answer.code == 2
     assert reason in " ".join(answer.stderr.split())
+
+
+def test_a_required_package_that_is_missing_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit), explain():
+        raise ModuleNotFoundError("No module named 'jinja2.sandbox'", name="jinja2.sandbox")
+    assert capsys.readouterr().err == (
+        "quantkit: the Python package jinja2 is not installed, which quantkit requires; run: pip install quantkit\n"
+    )
+
+
+def test_logits_that_are_requested_need_llama_cpp(sound: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    find = importlib.util.find_spec
+    absent = ("llama_cpp", "xllamacpp")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *more: None if name in absent else find(name, *more))
+    answer = quantkit("gguf", sound, "-t", "q8_0", "--logits", "-o", tmp_path)
+    assert "needs llama.cpp; run: pip install 'quantkit[run]'" in answer.sentence
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_help_of_convert_names_every_folder() -> None:
+    (option,) = (option for option in load_command("convert").params if "-t" in option.opts)
+    assert set(FORMATS) <= set(re.findall(r"[\w-]+", getattr(option, "help", "")))
