@@ -42,7 +42,9 @@ def convert(
     types: Annotated[
         list[str] | None,
         type_option(
-            "awq, gptq, w4a16, w8a16, w8a8, fp8, fp8-block, nvfp4a16, mlx-4bit, imatrix, or a GGUF type; repeat.",
+            "A GGUF type, imatrix, or a folder (awq, gptq, w4a16, w8a16, w8a8, w4a4, fp8, fp8-block, nvfp4a16,"
+            " mxfp4a16, mlx-3bit, mlx-4bit, mlx-5bit, mlx-6bit, mlx-8bit, mlx-mxfp4, mlx-3bit-gptq,"
+            " mlx-4bit-gptq); repeat.",
             complete_type,
         ),
     ] = None,

@@ -52,8 +52,8 @@ def serve(
 ) -> None:
     """Serve a GGUF file with an OpenAI-compatible API and a web page to chat in.
 
-    The server is llama-server, or llama-cpp-python's. Model, placement, context and sampling are set as `run` sets
-    them. Ctrl-C stops it.
+    The server is llama-server, or llama-cpp-python's. Placement and context are chosen as `run` chooses them. A request
+    may set the sampling; otherwise it is the model's. Ctrl-C stops the server.
 
     Example: quantkit serve NAME-Q4_0.gguf --port 8080
     """

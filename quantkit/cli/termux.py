@@ -54,8 +54,8 @@ def termux(
 ) -> None:
     """Write the script that installs a model on an Android phone.
 
-    The script is one readable bash file. Run it on the phone, or pipe it into bash there. It contains the memory that
-    the model needs, and refuses a phone that is too small before it downloads anything.
+    Pass --model or --gguf. The script is one readable bash file. Run it on the phone, or pipe it into bash there. It
+    contains the memory that the model needs, and refuses a phone that is too small before it downloads anything.
 
     Example: quantkit termux --model NS/MODEL --figures MODEL.gguf -o termux.sh
     """
