@@ -127,7 +127,7 @@ def _checked(value: Any, key: str, config_file: str, least: float | None) -> flo
         raise CheckpointError(f"{config_file}: {key} is {shown(str(value))}, not a number; save the adapter again")
     if least is not None and (value < least or value != int(value)):
         raise CheckpointError(
-            f"{config_file}: {key} is {value}, not a whole number from {least:g}; save the adapter again"
+            f"{config_file}: {key} is {value}, not a whole number of at least {least:g}; save the adapter again"
         )
     return value
 

@@ -85,7 +85,7 @@ def _is_limit(value: Any) -> bool:
 
 def _whole(least: int) -> Value:
     return Value(
-        f"a whole number from {least}" if least else "a whole number",
+        f"a whole number of at least {least}" if least else "a whole number",
         lambda value: isinstance(value, int) and not isinstance(value, bool) and value >= least,
     )
 
@@ -181,10 +181,10 @@ ANY_TEXT = Value("a text", lambda value: isinstance(value, str))
 BOOL = Value("true or false", lambda value: isinstance(value, bool))
 TEXTS = Value("a list of texts", _is_texts)
 NUMBER = Value("a number", _is_number)
-LIMIT = Value('a number, or a text such as "5%"', _is_limit)
+LIMIT = Value('a number of at least 0, or a text such as "5%"', _is_limit)
 
 _GROUP_SIZE = Value(
-    "a whole number, or -1 for one group",
+    "a whole number of at least 1, or -1 for one group",
     lambda value: isinstance(value, int) and not isinstance(value, bool) and (value > 0 or value == -1),
 )
 
@@ -202,7 +202,7 @@ def _folder(name: str) -> Table:
 
 _FLOORS = {
     "max_delta": LIMIT,
-    "max_kl": Value("a number", lambda value: _is_number(value) and value >= 0),
+    "max_kl": Value("a number of at least 0", lambda value: _is_number(value) and value >= 0),
     "min_top1": Value('a fraction such as "95%" or 0.95', _is_limit, _share),
 }
 _TYPE_NAMES = (*FOLDERS, *FILE_TYPES)

@@ -44,7 +44,7 @@ def matrices(out: int = 64, inputs: int = 64, rank: int = 2, module: str = Q) ->
         ({"r": None}, "has no r; save the adapter"),
         ({"lora_alpha": None}, "has no lora_alpha"),
         ({"lora_alpha": "8"}, "lora_alpha is '8', not a number"),
-        ({"r": 0}, "r is 0, not a whole number from 1"),
+        ({"r": 0}, "r is 0, not a whole number of at least 1"),
         ({"r": 3}, "matrices of rank 2 and 2, but adapter_config.json makes it 3"),
         ({"rank_pattern": {"q_proj": 4}}, "adapter_config.json makes it 4"),
         ({"alpha_pattern": {"(": 4}}, "not a regular expression"),

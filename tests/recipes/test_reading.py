@@ -236,7 +236,7 @@ def test_a_mistake_in_a_base_names_the_base(tmp_path: Path) -> None:
     base = recipe(tmp_path, GOOD.replace("samples = 8", "samples = 0"), "base.toml")
     with pytest.raises(UsageError) as caught:
         read_recipe(recipe(tmp_path, 'extends = "base.toml"\n[model]\nname = "n"\n', "top.toml"))
-    assert str(caught.value).startswith(f"{base}:17: samples of [calibration] is 0, not a whole number from 1")
+    assert str(caught.value).startswith(f"{base}:17: samples of [calibration] is 0, not a whole number of at least 1")
 
 
 def test_a_cycle_of_extends_is_one_sentence(tmp_path: Path) -> None:
@@ -252,6 +252,12 @@ def test_a_cycle_of_extends_is_one_sentence(tmp_path: Path) -> None:
     ("setting", "words"),
     [
         ("calibration.samples=x", "--set calibration.samples=x: samples of [calibration] is 'x', not a whole number"),
+        (
+            "formats.awq.group_size=0",
+            "group_size of [formats.awq] is 0, not a whole number of at least 1, or -1 for one",
+        ),
+        ("floors.max_kl=-1", "max_kl of [floors] is -1, not a number of at least 0"),
+        ("floors.max_delta=-1", "max_delta of [floors] is -1, not a number of at least 0, or a text"),
         ("calibration.sample=8", "--set calibration.sample=8: [calibration] has the unknown key 'sample' (did you"),
         ("samples", "--set samples is not KEY=VALUE"),
         ("= 3", "--set = 3 is not KEY=VALUE"),
