@@ -387,8 +387,8 @@ def test_gguf_files_that_are_there_are_refused_before_the_calibration(here: Here
 def test_a_place_where_no_folder_can_be_made_is_named(here: Here, sound: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     answer = here("awq", sound, *SMALL, "-o", tmp_path / "file" / "out")
-    assert answer.code == 1
-    assert "-o" in answer.sentence
+    assert answer.code == 2
+    assert f"-o {tmp_path / 'file' / 'out'}: {tmp_path / 'file'} is a file, not a folder" in answer.sentence
     (tmp_path / "model-AWQ").write_text("a file in the way")
     answer = here("awq", sound, *SMALL, "-o", tmp_path, "--force")
     assert answer.code == 1

@@ -345,10 +345,10 @@ def test_check_of_what_cannot_be_read_is_one_sentence(tmp_path: Path) -> None:
     assert "Latin is not UTF-8 text (byte 10)" in failed(quantkit("ollama", "--check", "Latin", cwd=tmp_path))
 
 
-def test_a_folder_that_cannot_be_written_is_one_sentence(folder: Path, tmp_path: Path) -> None:
+def test_a_file_in_place_of_the_folder_is_one_sentence(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    sentence = failed(quantkit("ollama", folder, *NAME, "-o", tmp_path / "file"))
-    assert f"cannot write in {tmp_path / 'file'}" in sentence
+    sentence = failed(quantkit("ollama", folder, *NAME, "-o", tmp_path / "file"), 2)
+    assert f"-o {tmp_path / 'file'} is a file, not a folder" in sentence
 
 
 def test_the_help_fits_80_columns() -> None:

@@ -72,7 +72,7 @@ def test_a_report_of_another_model_brings_nothing(folder: Path, tmp_path: Path) 
         (("Small-GGUF", "--report", "empty"), 2, "cannot read the report empty/report.json"),
         (("Small-GGUF", "--report", "words.json"), 1, "words.json is not valid JSON"),
         (("Small-GGUF", "--report", "list.json"), 1, "list.json is not a report"),
-        (("Small-GGUF", "-o", "list.json/x/card.md"), 1, "cannot write"),
+        (("Small-GGUF", "-o", "list.json/x/card.md"), 2, "list.json is a file, not a folder"),
     ],
 )
 def test_bad_input_is_one_sentence(
