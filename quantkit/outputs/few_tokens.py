@@ -7,7 +7,7 @@ _TOKENS_PER_CHANNEL = 2
 
 
 def few_tokens_warning(plan: ConversionPlan) -> tuple[str, ...]:
-    """A sentence where the widest input has less than two tokens a channel; see `quant.asymmetric`."""
+    """A sentence where the widest input has fewer than two tokens a channel; see `quant.asymmetric`."""
     calibration = plan.calibration
     if calibration is None or not plan.follows_rounded:
         return ()

@@ -102,10 +102,10 @@ def held_out_part(weights: Array, cross: Cross, held_cross: Cross, held_gram: Ar
 
     cross, held_cross: D of all samples, and of those held out. held_gram: H of these. by: of the H of the others.
     """
-    held = held_cross.of(weights)
-    change = _times_inverse(cross.of(weights) - held, by, block_inverses(by.feedback))
+    held_products = held_cross.of(weights)
+    change = _times_inverse(cross.of(weights) - held_products, by, block_inverses(by.feedback))
     energy = inner_product(change @ held_gram, change)
-    return min(1.0, max(0.0, inner_product(held, change) / energy)) if energy > 0 else 0.0
+    return min(1.0, max(0.0, inner_product(held_products, change) / energy)) if energy > 0 else 0.0
 
 
 def factored_correction(cross: Cross, factored: Factor, n_rows: int, workers: Workers = SERIAL) -> Correction:
