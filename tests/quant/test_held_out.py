@@ -1,12 +1,25 @@
 """The limits of error feedback: predicted errors against rounding column by column, and what is chosen when."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
-from quantkit.quant.factor import SHRINK, Damping, factor, usual_damp
+from quantkit.quant.factor import SHRINK, Damping, factor, factor_gram, usual_damp
 from quantkit.quant.gptq import round_with_feedback
 from quantkit.quant.grid import Array, Grid
-from quantkit.quant.held_out import ALONE, LADDER, HeldOut, Trust, choose_trust, propagated, step_sizes
+from quantkit.quant.held_out import (
+    ALONE,
+    GGUF_RULE,
+    LADDER,
+    PACKED_RULE,
+    HeldOut,
+    Rule,
+    Trust,
+    choose_trust,
+    propagated,
+    step_sizes,
+)
 from quantkit.quant.rounding import output_error
 from tests.quant.calibrated import gram, inputs, weight
 
@@ -47,6 +60,55 @@ def test_chance_correlations_are_trusted_less_as_the_errors_of_real_rounding_ask
     else:
         assert errors[0] > 1.2 * errors[-1]
         assert trust in (Trust(*LADDER[-1], trust.error), ALONE)
+
+
+def predicted(fitted: Array, held: Array, steps: Array, shrink: float, damp: float) -> float:
+    """The error that is predicted for limits, over that without feedback: in float64, by another formula for T.
+
+    With H = R R', R upper, H^-1 = R^-T R^-1, so the lower factor of H^-1 is R^-T. E R / diag(R) = rounding.
+    """
+    h = fitted.astype(np.float64)
+    order = np.argsort(-np.diagonal(h), kind="stable")
+    h = h[np.ix_(order, order)]
+    h += shrink * np.diag(np.diagonal(h))
+    h += damp * np.diagonal(h).mean() * np.eye(len(h))
+    lower = np.linalg.cholesky(np.linalg.inv(h))
+    rounding = np.random.default_rng(0).uniform(-1, 1, (64, len(h))).astype(np.float32) * steps
+    errors = np.zeros(rounding.shape)
+    errors[:, order] = (rounding[:, order] / np.diagonal(lower)) @ lower.T
+    energy = [float(np.sum((some @ held.astype(np.float64)) * some)) for some in (errors, rounding)]
+    return energy[0] / energy[1]
+
+
+@pytest.mark.parametrize(
+    ("noise", "n_tokens", "choices"),
+    [(0, 500, (0, 0)), (0.5, 200, (1, 1)), (1, 200, (4, 3)), (1, 500, (2, 3)), (1, 2000, (1, 3)), (2, 500, None)],
+)
+@pytest.mark.parametrize("rule", [PACKED_RULE, GGUF_RULE])
+def test_the_choice_is_that_of_all_limits_with_no_more_than_four_factorisations(
+    rule: Rule, noise: float, n_tokens: int, choices: tuple[int, int] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried = []
+
+    def counted(*arguments: Any, damp: float, **options: Any) -> Any:
+        tried.append(damp)
+        return factor_gram(*arguments, damp=damp, **options)
+
+    monkeypatch.setattr("quantkit.quant.held_out.factor_gram", counted)
+    tokens, steps = inputs(n_tokens + 400, N_IN), step_sizes(weight(96, N_IN), GROUP)
+    chance = np.random.default_rng(7).standard_normal(tokens.shape).astype(np.float32)
+    tokens += np.float32(noise) * tokens.std(axis=0) * chance
+    fitted, held = gram(tokens[:n_tokens]), gram(tokens[n_tokens:])
+    trust = choose_trust(fitted + held, len(tokens), HeldOut(held, 400), steps, rule=rule)
+    assert 3 <= len(tried) <= 4
+    errors = [predicted(fitted, held, steps, shrink, damp) for shrink, damp in rule.limits]
+    if choices is None:
+        assert 1.05 * min(errors) > 1 and trust is ALONE
+        return
+    chosen = max(number for number, error in enumerate(errors) if error <= rule.tolerance * min(errors))
+    assert chosen == choices[rule is GGUF_RULE]
+    assert (trust.shrink, trust.damp) == rule.limits[chosen]
+    assert trust.error == pytest.approx(errors[chosen], rel=1e-3)
 
 
 def test_held_out_samples_of_quite_another_kind_turn_feedback_off() -> None:
