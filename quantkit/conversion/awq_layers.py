@@ -30,7 +30,6 @@ class AwqQuantizer(LayerQuantizer):
     """
 
     on_device = True
-    searches_scales = True
 
     def begin(self) -> None:
         super().begin()

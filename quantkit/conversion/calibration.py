@@ -87,9 +87,10 @@ def calibrate(
         workers = stack.enter_context(Workers(plan.threads))
         quantizers = _quantizers(plan, calibration, journal, workers, stack)
         rounder = _rounder(plan, calibration, journal, workers, stack)
-        gram = calibration.gram and _reads_grams(calibration, quantizers, rounder)
         device, hold = calibration.device, calibration.hold_states
-        options = StreamOptions(gram, calibration.propagate, device, hold_states=hold, hold_values=plan.holds_values)
+        options = StreamOptions(
+            calibration.gram, calibration.propagate, device, hold_states=hold, hold_values=plan.holds_values
+        )
         stream = Stream(native, calibration.samples.tokens, plan.work, threads=plan.threads, options=options)
         stack.enter_context(stream)
         followers = _rounded_streams(plan, rounder, quantizers, stream, stack)
@@ -126,17 +127,6 @@ def calibrate(
     moved = {key: order for layer in calibration.layers for key, order in neuron_orders(plan, layer.number).items()}
     squares = load_squares(plan, calibration)
     return Calibration(squares, layers, journal.records[OUTSIDE_LAYERS], first, rounded, moved)
-
-
-def _reads_grams(
-    calibration: CalibrationPlan, quantizers: Sequence[LayerQuantizer], rounder: FeedbackRounder | None
-) -> bool:
-    """Whether Gram matrices of the source's inputs are read; asymmetric rounding sums others of its own."""
-    if rounder is not None and not isinstance(rounder, AsymmetricRounder):
-        return True
-    has_experts = any(entry.expert is not None for layer in calibration.layers for entry in layer.inputs)
-    # with experts: those with few tokens are recorded, and the linear after them is rounded for the source's inputs
-    return any(has_experts or quantizer.reads_source_grams for quantizer in quantizers)
 
 
 @contextmanager

@@ -38,7 +38,6 @@ class LayerQuantizer:
     """Writes one folder layer by layer. `errors` (by linear) and raised `damping` (by input): of the current layer.
 
     Its algorithms compute where the Gram matrices are. `on_device`: they take those of a device of torch.
-    `searches_scales`: they scale what the source's inputs pass through.
 
     `read` returns a whole tensor of the checkpoint. `propagate`: the tensors become those that a runtime will use.
     `follower`: gives the inputs of the folder's own rounded layers, for which matrices are then rounded.
@@ -54,12 +53,6 @@ class LayerQuantizer:
     written: list[str] = field(default_factory=list)
     follower: RoundedInputs | None = None
     on_device = False
-    searches_scales = False
-
-    @property
-    def reads_source_grams(self) -> bool:
-        """Whether it reads Gram matrices of the source's inputs outside of layers with routed experts."""
-        return self.searches_scales or not self.plan.request.follows_rounded
 
     def begin(self) -> None:
         """Start a new layer."""

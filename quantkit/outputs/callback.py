@@ -19,7 +19,8 @@ from quantkit.llamacpp.session import require_llama_cpp
 from quantkit.llamacpp.squares import TensorSums
 from quantkit.llamacpp.tokenizing import gguf_tokenizer
 from quantkit.machine import memory_limit, resident_memory
-from quantkit.outputs.calibration import GRAM_COPIES, CalibrationRequest
+from quantkit.outputs.calibration import CalibrationRequest
+from quantkit.outputs.calibration_memory import GRAM_COPIES
 from quantkit.outputs.model import Model, ModelTensor
 from quantkit.quant.feedback import working_memory
 from quantkit.scratch import scratch_folder

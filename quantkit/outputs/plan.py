@@ -11,12 +11,7 @@ from quantkit.families.base.native import Native
 from quantkit.gguf.blocks import FORMATS as BLOCKS
 from quantkit.gguf.file_types import FileType
 from quantkit.outputs.bridged_projector import BridgedProjectors
-from quantkit.outputs.calibration import (
-    CalibrationPlan,
-    CalibrationRequest,
-    ImatrixOutput,
-    asymmetric_memory,
-)
+from quantkit.outputs.calibration import CalibrationPlan, CalibrationRequest, ImatrixOutput
 from quantkit.outputs.callback import CallbackPlan
 from quantkit.outputs.direct import direct_memory
 from quantkit.outputs.gguf_files import GgufOutput, GgufPlan, GgufRequest
@@ -207,8 +202,9 @@ class ConversionPlan:
         if self.calibration is None:
             return 0
         choice = self.gguf is not None and self.gguf.request.target is not None
+        layers = self.calibration.following_memory if self.follows_rounded else self.calibration.memory
         return max(
-            self.calibration.memory + self._rounding_memory,
+            layers + self._rounding_memory,
             self.calibration.sensitivity_memory(self.threads) if choice else 0,
         )
 
@@ -219,15 +215,14 @@ class ConversionPlan:
 
     @property
     def _rounding_memory(self) -> int:
-        """Bytes of the rows of GGUF types that threads round with error feedback at once, and of rounded streams."""
+        """Bytes of the rows of GGUF types that threads round with error feedback at once, and of the kept values."""
         if self.calibration is None:
             return 0
-        layers = self.calibration.layers
-        following = asymmetric_memory(layers) if self._streams > 1 else 0
-        following += self._kept_values if self.holds_values else 0
+        kept = self._kept_values if self.holds_values else 0
         if self.gguf is None or self.gguf.request.solver != "feedback":
-            return following
-        return working_memory(max(entry.width for layer in layers for entry in layer.inputs), self.threads) + following
+            return kept
+        widest = max(entry.width for layer in self.calibration.layers for entry in layer.inputs)
+        return working_memory(widest, self.threads) + kept
 
     @property
     def parameters(self) -> int:

@@ -7,12 +7,12 @@ from quantkit.errors import UsageError
 from quantkit.families.base.native import Native
 from quantkit.machine import cores
 from quantkit.outputs.calibration import (
-    GRAM_COPIES,
     CalibrationPlan,
     ImatrixOutput,
     plan_calibration,
     plan_imatrix,
 )
+from quantkit.outputs.calibration_memory import Grams
 from quantkit.outputs.callback import CallbackPlan, plan_callback
 from quantkit.outputs.code_notes import code_notes, code_warnings
 from quantkit.outputs.direct import direct_memory
@@ -212,10 +212,16 @@ def _plan_calibration(
         raise UsageError("--propagate quantized allows one calibrated type only; the hidden states follow that type")
     feedback = request.gguf is not None and request.gguf.solver == "feedback"
     native = Native(source, nearest=not request.folders)
-    copies = GRAM_COPIES if calibrated or feedback else 0
-    asymmetric = follows or (request.gguf is not None and request.gguf.asymmetric)
-    wanted = replace(request.calibration, asymmetric=asymmetric)
-    return plan_calibration(native, wanted, samples, gram_copies=copies, threads=threads, max_ram=request.max_ram)
+    by_files = request.gguf is not None and request.gguf.asymmetric
+    source_grams = (feedback and not by_files) or any(folder.reads_source_grams for folder in calibrated)
+    # experts with few tokens are recorded, and the linear after them is rounded for the source's inputs
+    source_grams = source_grams or (bool(calibrated) and _has_experts(native))
+    grams, limit = Grams(source_grams, by_files, follows), request.max_ram
+    return plan_calibration(native, request.calibration, samples, grams=grams, threads=threads, max_ram=limit)
+
+
+def _has_experts(native: Native) -> bool:
+    return any(entry.expert is not None for layer in all_layers(native) for entry in layer.inputs)
 
 
 def _refuse_without_family(source: Model, request: ConversionRequest) -> None:

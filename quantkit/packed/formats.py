@@ -21,6 +21,8 @@ Algorithm = Literal["awq", "gptq"]
 MLX_GPTQ = ("mlx-3bit-gptq", "mlx-4bit-gptq")
 OWN_ALGORITHM = {"awq": "awq", "gptq": "gptq", "w8a8": "smoothquant", "w4a4": "gptq", **dict.fromkeys(MLX_GPTQ, "gptq")}
 """The algorithm of the formats for which --algorithm does not choose it."""
+SCALING = ("awq", "smoothquant")
+"""The algorithms that scale what the source's inputs pass through."""
 FOLLOWING = ("awq", "gptq", "w4a16", "w8a16", "w8a8", "w4a4", *MLX_GPTQ)
 """The formats that can be rounded for the inputs of their own rounded layers."""
 Packed = dict[str, NDArray[Any]]
@@ -61,6 +63,11 @@ class FolderRequest:
     def trivial_groups(self) -> bool:
         """Whether input i is in group i // group size."""
         return self.algorithm_used != "gptq" or self.static_groups or not self.act_order
+
+    @property
+    def reads_source_grams(self) -> bool:
+        """Whether it needs Gram matrices of the source's inputs, to scale what they pass through, or to round."""
+        return not self.follows_rounded or self.algorithm_used in SCALING
 
     @property
     def algorithm_used(self) -> str:
