@@ -179,7 +179,7 @@ def route(part: Experts, layer: Layer, x: Array, tokens: Sequence[int]) -> tuple
     if part.score == "sparse_mixer":
         return _sparse_mixer(logits, float(given(layer.config, "router_jitter_noise", default=0.01)))
     scores = _SCORES[part.score](logits)
-    top = _used(part, layer)
+    top = experts_used(part, layer)
     if part.table and layer.weights.has(layer.at + part.table):
         table = fetch(layer.weights.vector(layer.at + part.table)).reshape(-1, top)
         of_tokens: NDArray[np.int64] = place(table[np.asarray(tokens)].astype(np.int64), device(x))
@@ -197,7 +197,7 @@ def route(part: Experts, layer: Layer, x: Array, tokens: Sequence[int]) -> tuple
     return chosen, _weights_of(part, layer, scores, chosen)
 
 
-def _used(part: Experts, layer: Layer) -> int:
+def experts_used(part: Experts, layer: Layer) -> int:
     """Experts per token."""
     stated = given(layer.config, *part.used, default=2)
     return int(stated[layer.number] if isinstance(stated, list) else stated)

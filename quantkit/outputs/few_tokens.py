@@ -1,24 +1,63 @@
 """What the user is told of a calibration that is too short for the corrections of `--quality best`."""
 
+from dataclasses import dataclass
+
+from quantkit.forward.feed_forward import expert_count, experts_used
+from quantkit.outputs.calibration import CalibrationPlan
 from quantkit.outputs.plan import ConversionPlan
+from quantkit.stream.routing import EXPERT_FLOOR
 
 _TOKENS_PER_CHANNEL = 2
 """With 0.7 tokens a channel, a q2_k of Qwen2.5-Coder-1.5B diverged more on WikiText-2 than llama.cpp's own did."""
 
 
+@dataclass(frozen=True)
+class _Widest:
+    """The widest input of the layers, or of their routed experts, `width` channels. `share`: of the tokens it sees."""
+
+    width: int
+    share: float = 1.0
+
+    @property
+    def needed(self) -> float:
+        """The calibration tokens that it needs. An expert that sees too few takes more of them, up to EXPERT_FLOOR."""
+        least = _TOKENS_PER_CHANNEL * self.width
+        return least if least <= EXPERT_FLOOR else least / self.share
+
+
 def few_tokens_warning(plan: ConversionPlan) -> tuple[str, ...]:
-    """A sentence where the widest input has fewer than two tokens a channel; see `quant.asymmetric`."""
+    """A sentence where the widest input, or an expert's, has fewer than two tokens a channel."""
     calibration = plan.calibration
     if calibration is None or not plan.follows_rounded:
         return ()
-    inputs = (entry for layer in calibration.layers for entry in layer.inputs if entry.expert is None)
-    widest = max((entry.width for entry in inputs), default=0)
     n_samples, seq_len = calibration.samples.tokens.shape
-    if n_samples * seq_len >= _TOKENS_PER_CHANNEL * widest:
-        return ()
-    least = -(-_TOKENS_PER_CHANNEL * widest // seq_len)
     tokens = n_samples * seq_len
+    widest = max((_widest(calibration), *_widest_of_experts(calibration)), key=lambda entry: entry.needed)
+    if tokens >= widest.needed:
+        return ()
+    if widest.share == 1:
+        whose = f", whose widest input has {widest.width} channels"
+    else:
+        seen = max(round(tokens * widest.share), min(tokens, EXPERT_FLOOR))
+        whose = f": an expert sees about {seen} of them, and its widest input has {widest.width} channels"
     return (
-        f"{tokens} calibration tokens are few for --quality best, whose widest input has {widest} channels;"
-        f" the output can be worse than without it; use --samples {least} or more",
+        f"{tokens} calibration tokens are few for --quality best{whose};"
+        f" the output can be worse than without it; use --samples {-int(-widest.needed // seq_len)} or more",
     )
+
+
+def _widest(calibration: CalibrationPlan) -> _Widest:
+    inputs = (entry for layer in calibration.layers for entry in layer.inputs if entry.expert is None)
+    return _Widest(max((entry.width for entry in inputs), default=0))
+
+
+def _widest_of_experts(calibration: CalibrationPlan) -> list[_Widest]:
+    """That of each layer with routed experts, each of which sees an equal share of the tokens."""
+    widest = []
+    for layer in calibration.layers:
+        widths = [entry.width for entry in layer.inputs if entry.expert == 0]
+        part = calibration.native.decoder.layer(layer.number)
+        if widths and part.experts is not None:
+            share = experts_used(part.experts, part.layer) / expert_count(part.experts, part.layer)
+            widest.append(_Widest(max(widths), share))
+    return widest

@@ -195,20 +195,6 @@ def test_widths_that_few_loaders_read_have_a_warning(
     assert ("load AWQ of 4 bits only; more loaders read GPTQ of 3 bits" in answer.stderr) == is_warned
 
 
-@pytest.mark.parametrize(("samples", "is_warned"), [(15, True), (16, False)])
-@pytest.mark.parametrize("words", [("gguf", "-t", "q4_0"), ("awq",)])
-def test_too_few_tokens_for_quality_best_have_a_warning(
-    words: tuple[str, ...], samples: int, is_warned: bool, here: Here, tmp_path: Path
-) -> None:
-    source = tiny_llama(tmp_path / "model", intermediate=192)
-    few = ("--samples", samples, "--seq-len", 32, "--quality", "best", "--dry-run", "-o", tmp_path)
-    answer = here(words[0], source, *words[1:], *few, *(("--group-size", 32) if words[0] == "awq" else ()))
-    assert answer.code == 0, answer.stderr
-    sentence = "480 calibration tokens are few for --quality best, whose widest input has 256 channels"
-    assert (sentence in answer.stderr) == is_warned
-    assert ("use --samples 16 or more" in answer.stderr) == is_warned
-
-
 def test_the_gguf_part_is_what_the_importance_matrix_written_and_read_gives(here: Here, tmp_path: Path) -> None:
     """`quantkit imatrix` and `quantkit gguf --imatrix` are held against llama.cpp's own tools elsewhere."""
     source = tiny_llama(tmp_path / "model", variant="mixtral", intermediate=256)
