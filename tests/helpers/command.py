@@ -184,3 +184,9 @@ def _show_warning(
     line: str | None = None,
 ) -> None:
     (file or sys.stderr).write(warnings.formatwarning(message, category, filename, lineno, line))
+
+
+def assert_nothing_final(folder: Path) -> None:
+    """No GGUF file is below a folder of outputs, and nothing of a partial one."""
+    assert not [path for path in folder.rglob("*") if path.suffix == ".gguf"]
+    assert not list(folder.rglob("*.partial"))
