@@ -9,6 +9,7 @@ from functools import wraps
 from importlib import import_module
 from inspect import Parameter, signature
 from io import TextIOWrapper
+from shlex import quote
 from typing import Annotated, Any
 
 import typer
@@ -85,8 +86,13 @@ class _Command(TyperCommand):
     """A command whose help shows its options under the headings that they name (typer's `rich_help_panel`)."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        # a prompt without its option is told from other words that are too many
+        ctx.allow_extra_args = any("--prompt" in parameter.opts for parameter in self.params)
         try:
-            return super().parse_args(ctx, args)
+            more = super().parse_args(ctx, args)
+            if more:
+                raise UsageError(f"unexpected argument {more[0]!r}; pass the prompt with -p {quote(' '.join(more))}")
+            return more
         except typer.BadParameter as error:
             sentence = wrong_number(error)
             if sentence is not None:

@@ -66,6 +66,8 @@ def serve(
 
     if not is_loopback(host) and not api_key:
         raise UsageError(f"--host {host} lets other machines in; set a key with --api-key KEY or QUANTKIT_API_KEY")
+    if alias is not None and not alias.strip():
+        raise UsageError(f"--alias {alias!r} is empty; give the model a name, or leave it out")
     options.fixed_placement()  # refuses wrong values before the file is read
     model = model_file(model)
     program = find_server(server)

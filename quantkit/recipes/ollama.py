@@ -12,7 +12,7 @@ from quantkit.publish.ollama.bundle import make_bundle
 from quantkit.publish.ollama.facts import Facts
 from quantkit.publish.ollama.modelfile import write_modelfile
 from quantkit.publish.ollama.overrides import Overrides, Parameters, check_parameter
-from quantkit.publish.ollama.parameters import ParameterValue
+from quantkit.publish.ollama.parameters import PARAMETERS, ParameterValue
 from quantkit.publish.ollama.tags import Name, parse_name, plan_tags
 from quantkit.recipes.reading import Opened, open_recipe
 
@@ -109,7 +109,10 @@ def _template(opened: Opened, value: str | None) -> tuple[str | None, str | None
 def _parameters(opened: Opened, table: Mapping[str, Any]) -> Parameters:
     parameters: list[tuple[str, ParameterValue]] = []
     for name, values in table.items():
-        for value in values if isinstance(values, list) else [values]:
+        listed = values if isinstance(values, list) else [values]
+        if not listed and name not in PARAMETERS:
+            listed = [""]  # the name is wrong, whatever the value
+        for value in listed:
             try:
                 parameters.append((name, check_parameter(name, value, "[ollama.parameters]")))
             except UsageError as error:

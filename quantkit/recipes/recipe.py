@@ -156,11 +156,18 @@ def read_recipe(path: Path, settings: Sequence[str] = (), source: str | None = N
         calibration=_calibration(opened),
         measure=_measuring(opened),
         floors=_floors(opened, formats),
-        ollama_name=opened.get("ollama", "name"),
+        ollama_name=_ollama_name(opened),
         phone=_phone(opened, formats),
         hub={key: value for key, value in (opened.get("hub") or {}).items() if key != "private"},
         private=bool(opened.get("hub", "private")),
     )
+
+
+def _ollama_name(opened: Opened) -> str | None:
+    name: str | None = opened.get("ollama", "name")
+    if opened.get("ollama") and name is None:
+        opened.fail(("ollama", "name"), "[ollama] lacks the key name; add it")
+    return name
 
 
 def _published_as(opened: Opened) -> str | None:

@@ -354,6 +354,11 @@ BAD = {
     "an unknown key": (["tiny.toml", "--set", "model.nmae=x"], 2, "did you mean name?"),
     "a recipe that is not there": (["gone.toml"], 2, "cannot read the recipe gone.toml"),
     "the same model twice": (["tiny.toml", "tiny.toml"], 2, "both name their model tiny"),
+    "an Ollama parameter without a name": (
+        ["tiny.toml", "--dry-run", "--set", 'ollama.parameters={"" = []}'],
+        2,
+        "[ollama.parameters]: Ollama has no parameter ''",
+    ),
     "an unknown step": (["tiny.toml", "--only", "mesure"], 2, "mesure"),
     "only push without push": (["tiny.toml", "--only", "push"], 2, "pass both"),
     "measuring what is not there": (["tiny.toml", "--only", "measure"], 1, "run the step convert first"),

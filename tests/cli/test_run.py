@@ -134,6 +134,10 @@ BAD = {
     "no GGUF": (["text.gguf", "-p", "x"], "text.gguf"),
     "a cut GGUF": (["cut.gguf", "-p", "x"], "cut.gguf"),
     "a folder": (["model", "-p", "x"], "model"),
+    "a prompt without its option": (
+        ["model.gguf", "hello", "you"],
+        "unexpected argument 'hello'; pass the prompt with -p 'hello you'",
+    ),
     "an empty prompt": (["model.gguf", "-p", "  "], "the prompt is empty"),
     "layers that are no number": (["model.gguf", "-p", "x", "--gpu-layers", "some"], "auto, all, or a number"),
     "a prompt longer than the context": (["model.gguf", "-p", "word " * 900, *GREEDY], "larger --ctx"),

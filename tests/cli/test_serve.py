@@ -219,6 +219,11 @@ def test_another_machine_needs_a_key(model: Path) -> None:
     assert answer.code == 2 and "not an address of this machine" in answer.sentence
 
 
+def test_an_empty_alias_is_refused(model: Path) -> None:
+    answer = quantkit("serve", model, "--alias", " ", "--server", "llama-cpp-python", "--dry-run")
+    assert answer.code == 2 and answer.sentence.startswith("quantkit: --alias ' ' is empty; give the model a name")
+
+
 def test_without_a_server_the_error_names_both(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(model.parent))
     answer = quantkit_here("serve", model, "--server", "llama-server")

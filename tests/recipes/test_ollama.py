@@ -108,6 +108,8 @@ def test_tables_of_others_are_left_alone(tmp_path: Path) -> None:
             'temperature = "hot"',
             "{path}:13: [ollama.parameters]: PARAMETER temperature takes a number",
         ),
+        ("temperature = 0.5", '"" = 0.5', "{path}:13: [ollama.parameters]: Ollama has no parameter ''"),
+        ("temperature = 0.5", '"" = []', "{path}:13: [ollama.parameters]: Ollama has no parameter ''"),
         ("temperature = 0.5", "top_k = 0.5", "PARAMETER top_k takes a whole number, not 0.5"),
         ('["user", "Hi"]', '["bot", "Hi"]', "{path}:10: messages of [ollama] has ['bot', 'Hi']"),
         ("[model]", "[model", "is not TOML"),

@@ -207,6 +207,11 @@ WRONG = {
     "a repository that is none": ("ns/m-GGUF", "m-GGUF", "{path}:29: gguf of [hub] is 'm-GGUF', which is not a hub id"),
     "another version": ("version = 1", "version = 2", "{path}:1: version is 2, not 1"),
     "no name": ('name = "m"\n', "", "{path}:3: [model] lacks the key name"),
+    "no name in Ollama": (
+        "[calibration]\n",
+        '[ollama]\nsystem = "x"\n\n[calibration]\n',
+        "{path}:16: [ollama] lacks the key name; add it",
+    ),
     "floors and nothing measured": (
         '[measure]\ntexts = ["ns/texts:test"]\n',
         "",
