@@ -2,6 +2,7 @@
 point's. Geometry only, in any unit; y grows upwards."""
 
 import math
+import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -11,6 +12,8 @@ Box = tuple[float, float, float, float]
 
 _ANGLES = tuple(math.radians(degrees) for degrees in (35, 145, -35, -145, 90, -90, 0, 180))
 _ROUNDS = 3
+_SHUFFLES = 20  # orders beside the sorted ones in which labels are placed
+_TANGLED = 24  # gaps of distance that a leader through another label costs
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,8 @@ def place(
     for axis in (1, 0):
         along = sorted(given, key=lambda number, axis=axis: points[number][axis])  # type: ignore[misc]
         orders += [along, along[::-1]]
+    shuffled = random.Random(0)
+    orders += [shuffled.sample(given, len(given)) for _ in range(_SHUFFLES)]
     layouts = [_layout(choices, order, gap) for order in orders]
     return min(layouts, key=lambda layout: _rank(*layout))[0]
 
@@ -94,7 +99,7 @@ def _cheapest(choices: _Choices, others: Sequence[_Label], gap: float) -> tuple[
             break
         if any(overlap(label.box, other.box) or _swapped(label, other, gap) for other in others):
             continue
-        cost = alone + 8 * gap * sum(_tangled(label, other) for other in others)
+        cost = alone + _TANGLED * gap * sum(_tangled(label, other) for other in others)
         if best is None or cost < best[0]:
             best = cost, label
     return best
@@ -113,7 +118,8 @@ def _choices(point: Point, size: tuple[float, float], around: _Surroundings) -> 
         if _inside(box, around.frame) and not any(overlap(box, other) for other in around.blocked):
             label = _Label(point, box, leader(point, box))
             crossed = sum(overlap(box, line) for line in around.lines)
-            crossed += sum(_meets(label.leader, mark) for mark in marks)
+            # a leader through the mark of another point seems to be that point's
+            crossed += 4 * sum(_meets(label.leader, mark) for mark in marks)
             choices.append((distance + 4 * around.gap * crossed, label))
     return sorted(choices, key=lambda choice: choice[0])
 

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _LABEL = 22
-_FONT = 11
+_FONT, _SMALL_FONT, _MANY = 11, 9, 8
+"""The size of labels, and that of more labels than _MANY: smaller ones have room nearer to their points."""
 _BESIDE = 9
 """A label at most this far from its point needs no line to it."""
 _UNITS = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1.0, "bytes"))
@@ -179,7 +180,8 @@ def _label(
     # points on the line get their labels first, in case the space is too small for all
     pairs = sorted(zip(points, at, strict=True), key=lambda pair: not pair[0].reference and pair[1] not in best)
     points, at = [point for point, _ in pairs], [value for _, value in pairs]
-    sizes = [(em_width(point.label) * _FONT + 2, _FONT * 1.35) for point in points]
+    font = _FONT if len(points) <= _MANY else _SMALL_FONT
+    sizes = [(em_width(point.label) * font + 2, font * 1.35) for point in points]
     anchors = [units(value) for value in at]
     for point, anchor, box in zip(points, anchors, place(anchors, sizes, inside, marks, lines), strict=True):
         if box is None:
@@ -189,7 +191,7 @@ def _label(
         side = "left" if line[1][0] == box[0] else "right" if line[1][0] == box[2] else "center"
         across = {"left": box[0] + 1, "right": box[2] - 1, "center": (box[0] + box[2]) / 2}[side]
         x, y = inverse.transform((across / scale, (box[1] + box[3]) / 2 / scale))
-        axes.text(x, y, point.label, ha=side, va="center", fontsize=_FONT, color=point.text_color, zorder=6)
+        axes.text(x, y, point.label, ha=side, va="center", fontsize=font, color=point.text_color, zorder=6)
         if math.dist(*line) > _BESIDE:
             ends = [inverse.transform((x / scale, y / scale)) for x, y in line]
             axes.plot(*zip(*ends, strict=True), color=point.color, linewidth=0.8, zorder=1)

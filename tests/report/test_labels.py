@@ -1,4 +1,5 @@
 import math
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -67,14 +68,55 @@ def test_labels_of_points_of_one_size_stand_in_the_order_of_the_points(x: float,
     assert [points[number] for number in by_label] == sorted(points)
 
 
+def tangles(points: list[tuple[float, float]], boxes: list[tuple[float, float, float, float]]) -> list[tuple[int, int]]:
+    """The pairs of a leader and another label through which it passes, by 51 points of the leader."""
+    pairs = []
+    for number, (point, box) in enumerate(zip(points, boxes, strict=True)):
+        start, end = leader(point, box)
+        steps = [tuple(a + (b - a) * part / 50 for a, b in zip(start, end, strict=True)) for part in range(51)]
+        for other, label in enumerate(boxes):
+            if other != number and any(label[0] < x < label[2] and label[1] < y < label[3] for x, y in steps):
+                pairs.append((number, other))
+    return pairs
+
+
 def test_no_leader_passes_through_another_label_where_there_is_room() -> None:
     points = [(90.0 + 15 * number, 110.0 + 3 * side) for number in range(3) for side in (0, 1)]
     marks = [(x - 5, y - 5, x + 5, y + 5) for x, y in points]
     boxes = [box for box in place(points, [(80.0, 14.0)] * 6, FRAME, marks) if box is not None]
     assert len(boxes) == 6
-    for point, box in zip(points, boxes, strict=True):
-        start, end = leader(point, box)
-        steps = [tuple(a + (b - a) * part / 50 for a, b in zip(start, end, strict=True)) for part in range(51)]
-        for other in boxes:
-            inside = [x for x, y in steps if other[0] < x < other[2] and other[1] < y < other[3]]
-            assert other is box or not inside
+    assert not tangles(points, boxes)
+
+
+# of twelve files and their source in the plot of a report: where they stand, how wide their labels are, the front
+# fmt: off
+QUALITIES = (
+    [(339, 65), (186, 66), (175, 68), (123, 78), (108, 97), (73, 107), (90, 128), (88, 138), (108, 108), (73, 149),
+     (73, 117), (78, 253), (78, 170)],
+    [24, 24, 24, 35, 86, 52, 41, 47, 35, 24, 75, 35, 63],
+    [(73, 107), (108, 97), (123, 78), (175, 68), (186, 66), (339, 65)],
+)
+TYPES = (
+    [(339, 65), (191, 65), (180, 66), (130, 69), (126, 70), (113, 71), (108, 81), (80, 82), (85, 81), (73, 254),
+     (116, 78), (83, 90), (87, 122)],
+    [24, 24, 24, 35, 35, 24, 35, 35, 35, 24, 35, 24, 35],
+    [(73, 254), (80, 82), (85, 81), (108, 81), (113, 71), (126, 70), (130, 69), (180, 66), (191, 65), (339, 65)],
+)
+# fmt: on
+
+
+@pytest.mark.parametrize(("at", "widths", "front"), [QUALITIES, TYPES])
+def test_thirteen_labels_stand_near_their_points_and_no_leader_passes_through_one(
+    at: list[tuple[int, int]], widths: list[int], front: list[tuple[int, int]]
+) -> None:
+    points = [(float(x), float(y)) for x, y in at]
+    marks = [(x - 5, y - 5, x + 5, y + 5) for x, y in points]
+    lines = [(38.0, 64.0, 374.0, 66.0)]
+    for (x, y), (end_x, end_y) in pairwise(front):
+        steps = [(x + (end_x - x) * part / 40, y + (end_y - y) * part / 40) for part in range(40)]
+        lines += [(across - 2, up - 2, across + 2, up + 2) for across, up in steps]
+    frame = (38.0, 35.0, 374.0, 294.0)
+    boxes = [box for box in place(points, [(width, 12.0) for width in widths], frame, marks, lines) if box is not None]
+    assert len(boxes) == 13
+    assert not tangles(points, boxes)
+    assert max(math.dist(*leader(point, box)) for point, box in zip(points, boxes, strict=True)) < 50
