@@ -25,6 +25,7 @@ import traceback
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
+from types import FrameType
 from typing import IO, Any
 
 _LONGEST_REQUEST = 1 << 20
@@ -174,7 +175,14 @@ def _serve() -> dict[str, Any]:
     ended, wake = os.pipe()
     os.set_blocking(ended, False)
     os.set_blocking(wake, False)
-    usual = signal.signal(signal.SIGCHLD, lambda *_: None)
+    server, usual = os.getpid(), signal.signal(signal.SIGCHLD, lambda *_: None)
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        # Ctrl-C reaches every process of the terminal; this one still has to tell how the others end
+        if os.getpid() != server:
+            signal.default_int_handler(number, frame)
+
+    signal.signal(signal.SIGINT, interrupt)
     signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
     running: dict[int, tuple[int, IO[bytes]]] = {}
     while True:
@@ -194,6 +202,7 @@ def _serve() -> dict[str, Any]:
         if pid == 0:
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, usual)
+            signal.signal(signal.SIGINT, signal.default_int_handler)
             for number, stream in enumerate(streams):
                 os.dup2(stream, number)
             for descriptor in (*descriptors, ended, wake, *(end for end, _ in running.values())):

@@ -11,7 +11,7 @@ import pytest
 
 from quantkit.llamacpp.session import LlamaSession
 from tests.helpers.command import command
-from tests.helpers.forked import Forked, forks, run_process, start_process
+from tests.helpers.forked import Forked, _server, forks, run_process, start_process
 from tests.helpers.llama_child import start_child
 from tests.helpers.tiny import tiny_llama
 from tests.measurement.tiny_gguf import write_tiny_gguf
@@ -59,6 +59,17 @@ def test_it_gets_signals_and_ends_once() -> None:
             process.wait(0.01)
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == process.poll() == -signal.SIGTERM
+
+
+def test_ctrl_c_ends_a_fork_and_not_the_interpreter_that_forks() -> None:
+    words = [sys.executable, "-c", "import time; print('ready', flush=True); time.sleep(60)"]
+    with Forked(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+        assert process.stdout is not None and process.stdout.readline() == b"ready\n"
+        # a terminal sends it to both
+        os.kill(_server((), os.environ)._process.pid, signal.SIGINT)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == -signal.SIGINT
+    assert run_process([sys.executable, "-c", "print(1)"], text=True).stdout == "1\n"
 
 
 def test_a_command_answers_as_in_a_new_process(tmp_path: Path) -> None:
