@@ -9,19 +9,12 @@ from typing import Any
 import pytest
 from gguf import GGUFReader
 
-from quantkit.system.python import tomllib
-from tests.helpers.cached_environment import cached_environment, outside
+from tests.helpers.cached_environment import ROOT, cached_environment, dependencies, outside
 from tests.helpers.real import smollm2_or_skip
 
-ROOT = Path(__file__).parents[2]
 NOTEBOOK = ROOT / "notebooks" / "quantkit.ipynb"
 # what the notebook's own `pip install` needs beyond the checkout; it then runs without an index
 PACKAGES = ("nbclient==0.11.0", "ipykernel==7.4.0", "nbformat==5.11.1", "hatchling>=1.25")
-
-
-def dependencies() -> list[str]:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
-    return [*project["dependencies"], *project["optional-dependencies"]["run"]]
 
 
 def texts_of(cell: Any) -> str:
@@ -40,7 +33,7 @@ def test_the_notebook_is_small_and_holds_no_outputs() -> None:
 @pytest.fixture(scope="module")
 def executed(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], Path]:
     """What each code cell printed, and the folder that the notebook wrote."""
-    python = cached_environment("notebook", [*PACKAGES, *dependencies()])
+    python = cached_environment("notebook", [*PACKAGES, *dependencies("run")])
     folder = tmp_path_factory.mktemp("notebook")
     variables = outside(
         python,

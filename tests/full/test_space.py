@@ -6,13 +6,12 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 from gguf import GGUFReader
 
-from quantkit.system.python import tomllib
-from tests.helpers.cached_environment import cached_environment, outside
+from tests.helpers.cached_environment import ROOT, cached_environment, dependencies, outside
 from tests.helpers.chromium import headless_chromium
 from tests.helpers.command import quantkit
 from tests.helpers.hub_server import Hub, Repo, running_hub
@@ -22,14 +21,8 @@ from tests.helpers.tiny import tiny_llama
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
-ROOT = Path(__file__).parents[2]
 SPACE = ROOT / "spaces"
 OPEN, PRIVATE, PICKLED = "some-org/Tiny", "some-org/Private", "some-org/Pickled"
-
-
-def dependencies() -> list[str]:
-    project: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
-    return list(project["dependencies"])
 
 
 def test_the_space_requires_what_the_package_requires() -> None:

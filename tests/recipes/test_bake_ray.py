@@ -1,12 +1,10 @@
 """Recipes spread by Ray: a real Ray with two workers, in an environment of its own under .cache."""
 
-import fcntl
 import hashlib
 import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,11 +12,10 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.helpers.cached_environment import ROOT, cached_environment, dependencies, outside
 from tests.helpers.command import quantkit
 from tests.helpers.tiny import tiny_llama
 
-ROOT = Path(__file__).resolve().parents[2]
-PLACE = ROOT / ".cache" / "ray"
 RAY = "ray==2.60.0"
 RECIPE = """\
 version = 1
@@ -43,19 +40,8 @@ CONVERT = ("--only", "convert", "--format", "json")
 
 @pytest.fixture(scope="module")
 def python() -> Path:
-    """An interpreter that has ray and this quantkit; made once, in a minute."""
-    PLACE.mkdir(parents=True, exist_ok=True)
-    program, stamp = PLACE / "bin" / "python", PLACE / "ready"
-    with (ROOT / ".cache" / "ray.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not (stamp.exists() and stamp.read_text() == RAY):
-            subprocess.run([sys.executable, "-m", "venv", "--clear", PLACE], check=True, timeout=120)
-            pip = [program, "-m", "pip", "--disable-pip-version-check", "install", "-q", RAY, "-e", ROOT]
-            done = subprocess.run(pip, capture_output=True, text=True, timeout=280, check=False)
-            if done.returncode:
-                pytest.skip(f"ray cannot be installed here: {done.stderr.strip().splitlines()[-1]}")
-            stamp.write_text(RAY)
-    return program
+    """An interpreter that has Ray."""
+    return cached_environment("ray", [RAY, *dependencies()])
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +70,8 @@ def plain(home: Path) -> dict[str, str]:
 
 def bake(python: Path, home: Path, out: Path) -> "subprocess.Popen[str]":
     words = [python, "-m", "quantkit", "bake", "one.toml", "two.toml", "-o", out, "--ray", "local", *CONVERT]
-    return subprocess.Popen(words, cwd=home, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    variables = outside(python, PYTHONPATH=str(ROOT))
+    return subprocess.Popen(words, cwd=home, env=variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 @pytest.mark.full
@@ -132,7 +119,8 @@ def _at_work(bake_id: int, folder: Path) -> int:
 @pytest.mark.full
 def test_a_cluster_that_is_not_there_is_one_sentence(python: Path, home: Path, tmp_path: Path) -> None:
     words = [python, "-m", "quantkit", "bake", "one.toml", "-o", tmp_path, "--ray", "127.0.0.1:1", *CONVERT]
-    done = subprocess.run(words, cwd=home, capture_output=True, text=True, timeout=200, check=False)
+    variables = outside(python, PYTHONPATH=str(ROOT))
+    done = subprocess.run(words, cwd=home, env=variables, capture_output=True, text=True, timeout=200, check=False)
     assert done.returncode == 1 and "quantkit: Ray at 127.0.0.1:1 cannot be reached" in done.stderr
     assert "Traceback" not in done.stderr
 
