@@ -69,13 +69,14 @@ def prepare_input(
         rows = rows if move is None else move.moved.order.columns(rows)
         steps = step_sizes(rows, _GROUP)
         held = HeldOut(held_out, statistics.held_out_tokens)
-        trust = choose_trust(gram, count, held, steps, workers, rule=GGUF_RULE)
+        trust = choose_trust(gram, count, held, steps, workers, rule=GGUF_RULE, keep=bool(crosses))
         limits: dict[str, Any] = {"damp": trust.damp, "shrink": trust.shrink, "name": name, "workers": workers}
         part = 1.0
         if crosses and trust.error is not None:
-            others = curvature(gram - held_out, count - held.count, **limits)
+            others = trust.fitted or curvature(gram - held_out, count - held.count, **limits)
             part = held_out_part(place(rows, device(gram)), crosses[0], crosses[1], held_out, others)
             del others
+        del trust  # the next factorisation needs the memory of its factor
         by = curvature(gram, count, **limits)
     except CalibrationError as error:
         return str(error)

@@ -21,7 +21,7 @@ from quantkit.gguf.kernels import dequantize_rows
 from quantkit.quant.block_kernels import steps
 from quantkit.quant.block_search import nearest_points
 from quantkit.quant.cross import Cross
-from quantkit.quant.factor import Factor
+from quantkit.quant.factor import Factor, Triangle
 from quantkit.quant.feedback import Curvature, quantize_with_feedback
 from quantkit.quant.grid import Array
 from quantkit.quant.held_out import block_inverses, propagated, propagated_back, taken_back
@@ -76,7 +76,7 @@ class Correction:
         return solved
 
 
-def _times_inverse(matrix: Array, by: Curvature, inverses: Sequence[Array]) -> Array:
+def _times_inverse(matrix: Array, by: Curvature | Triangle, inverses: Sequence[Array]) -> Array:
     """`matrix` (n, n_in) times H^-1."""
     halfway = propagated_back(contiguous(matrix[:, by.order]), by.feedback, inverses)
     halfway /= by.importance[by.order]
@@ -94,7 +94,7 @@ def correction(
     return by if n_rows < cross.n_in else replace(by, matrix=by._solved(None, workers))
 
 
-def held_out_part(weights: Array, cross: Cross, held_cross: Cross, held_gram: Array, by: Curvature) -> float:
+def held_out_part(weights: Array, cross: Cross, held_cross: Cross, held_gram: Array, by: Curvature | Triangle) -> float:
     """The part of the change of weights, float32 (n, n_in), that is best for held-out samples: 0 to 1.
 
     With few tokens most of a change is chance, which adds to the error on all other texts. By least squares over the

@@ -75,6 +75,19 @@ class Factor:
 
 
 @dataclass(frozen=True)
+class Triangle:
+    """A factor of H alone: with H = R R', R = T diag(p).
+
+    order: the columns in the order of rounding. feedback: T above its diagonal, float32 (n_in, n_in), in that order.
+    importance: p^2, float32 (n_in,), columns as stored.
+    """
+
+    order: NDArray[np.intp]
+    feedback: Array
+    importance: Array
+
+
+@dataclass(frozen=True)
 class Damping:
     """What is added to the diagonal of a Gram matrix before it is factored.
 

@@ -7,8 +7,9 @@ much on texts of other kinds. So the strongest limits within a tolerance of the 
 GPTQ, 15 % for GGUF types.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from math import inf, isfinite
 
 import numpy as np
@@ -26,7 +27,7 @@ from quantkit.forward.arrays import (
     set_diagonal,
     square,
 )
-from quantkit.quant.factor import SHRINK, factor_gram, usual_damp
+from quantkit.quant.factor import SHRINK, Triangle, factor_gram, usual_damp
 from quantkit.quant.grid import Array
 from quantkit.workers import SERIAL, Workers, parts
 
@@ -40,13 +41,15 @@ _FIRST = 2  # of the limits, the first ones that are tried
 class Trust:
     """`shrink`, `damp`: see the module. `error`: with feedback over without, on held-out samples; None if not measured.
 
-    `feedback`: False if rounding each weight alone has no larger error on the held-out samples.
+    `feedback`: False if rounding each weight alone has no larger error on the held-out samples. `fitted`: the factor of
+    the other samples' Gram matrix with these limits, if it was asked for and is still in memory.
     """
 
     shrink: float
     damp: float
     error: float | None = None
     feedback: bool = True
+    fitted: Triangle | None = field(default=None, compare=False, repr=False)
 
 
 # From the most trusting to the most careful.
@@ -85,6 +88,7 @@ def choose_trust(
     workers: Workers = SERIAL,
     *,
     rule: Rule = PACKED_RULE,
+    keep: bool = False,
 ) -> Trust:
     """The limits for an input.
 
@@ -92,7 +96,7 @@ def choose_trust(
     held_out: the part of it from held-out samples.
     steps: float32 (n_in,), the size of a rounding step of each column.
 
-    rule: the limits to choose from, and how.
+    rule: the limits to choose from, and how. keep: keep `Trust.fitted`, if that takes no factorisation more.
 
     The error of feedback is predicted for random rounding errors of these sizes, which ranks the limits as rounding
     does. With fewer than 64 held-out tokens, the limits depend on the number of tokens alone (`usual_damp`).
@@ -105,57 +109,103 @@ def choose_trust(
     alone = _energy(rounding, held_gram)
     if not alone > 0:
         return Trust(SHRINK, usual_damp(len(gram), count))
-    errors = _measured(rule, _error_of(gram - held_gram, count - held_count, held_gram, rounding, workers))
+    trial = _Trial.of(gram - held_gram, held_gram, rounding, workers)
+    errors, kept = _measured(rule, partial(trial.run, count - held_count), keep=keep)
     least = min(errors.values())
     if least == inf:
         return Trust(SHRINK, usual_damp(len(gram), count))
     if PACKED_RULE.tolerance * (least / alone) >= 1:
         return ALONE
-    strongest = max(number for number, error in errors.items() if error <= rule.tolerance * least)
-    return Trust(*rule.limits[strongest], errors[strongest] / alone)
+    strongest = _strongest(errors, rule)
+    fitted = trial.triangle(kept[strongest]) if strongest in kept else None
+    return Trust(*rule.limits[strongest], errors[strongest] / alone, fitted=fitted)
 
 
-def _measured(rule: Rule, error_of: Callable[[float, float], float]) -> dict[int, float]:
+def _strongest(errors: Mapping[int, float], rule: Rule) -> int:
+    """The number of the strongest limits whose error is small enough."""
+    least = min(errors.values())
+    return max(number for number, error in errors.items() if error <= rule.tolerance * least)
+
+
+def _measured(
+    rule: Rule, run: Callable[[float, float], tuple[float, Array | None]], *, keep: bool
+) -> tuple[dict[int, float], dict[int, Array]]:
     """The errors of those of the rule's limits that decide the choice, by their numbers.
+
+    keep: with the factor of the strongest limits that may be chosen, if they were so all the time.
 
     The error falls to a minimum and rises after it: so it was for all 316 inputs of stories15M and SmolLM2 that were
     measured. So weaker limits are tried until they raise it, then stronger ones until they raise it too much. Each
     takes a factorisation: the first one is in the middle, and wide inputs, which have few tokens for each channel and
     whose factorisations take the longest, have their minimum there or above.
     """
+    errors: dict[int, float] = {}
+    kept: dict[int, Array] = {}
+
+    def measure(number: int) -> None:
+        errors[number], factor = run(*rule.limits[number])
+        strongest = _strongest(errors, rule)
+        if keep and factor is not None:
+            kept[number] = factor
+        for other in [other for other in kept if other != strongest]:
+            del kept[other]
+
     weakest = strongest = _FIRST
-    errors = {_FIRST: error_of(*rule.limits[_FIRST])}
+    measure(_FIRST)
     while weakest > 0 and errors[weakest] <= min(errors.values()):
         weakest -= 1
-        errors[weakest] = error_of(*rule.limits[weakest])
+        measure(weakest)
     while strongest + 1 < len(rule.limits) and errors[strongest] <= rule.tolerance * min(errors.values()):
         strongest += 1
-        errors[strongest] = error_of(*rule.limits[strongest])
-    return errors
+        measure(strongest)
+    return errors, kept
 
 
-def _error_of(
-    fitted: Array, count: int, held_gram: Array, rounding: Array, workers: Workers
-) -> Callable[[float, float], float]:
-    """The error of feedback by its shrink and damp: infinite if the Gram matrix cannot be factored with them."""
-    order, on_device = ascending(-fitted.diagonal()), device(fitted) is not None
-    fitted, rounding = square(fitted, order), rounding[:, order]
-    diagonal = copied(fitted.diagonal())
-    if not on_device:  # a device has less room for one more matrix
-        held_gram = square(held_gram, order)
+@dataclass(frozen=True)
+class _Trial:
+    """Feedback by the Gram matrix of some samples, `fitted`, whose columns are in `order`, and its error on others.
 
-    def error_of(shrink: float, damp: float) -> float:
-        set_diagonal(fitted, diagonal * (1 + shrink))
+    `diagonal`: of `fitted`, without the limits. `held_gram`: of the others; `rounding`: errors (n, n_in). Both have
+    their columns in `order` too, but on a device, which has less room for one more matrix, `held_gram` as stored.
+    """
+
+    fitted: Array
+    diagonal: Array
+    held_gram: Array
+    rounding: Array
+    order: NDArray[np.intp]
+    workers: Workers
+
+    @classmethod
+    def of(cls, fitted: Array, held_gram: Array, rounding: Array, workers: Workers) -> "_Trial":
+        """Of Gram matrices and errors whose columns are as stored."""
+        order = ascending(-fitted.diagonal())
+        fitted = square(fitted, order)
+        if device(fitted) is None:
+            held_gram = square(held_gram, order)
+        return cls(fitted, copied(fitted.diagonal()), held_gram, rounding[:, order], order, workers)
+
+    def run(self, count: int, shrink: float, damp: float) -> tuple[float, Array | None]:
+        """The error with these limits, infinite where `fitted`, of `count` tokens, has no factor, and the factor R."""
+        set_diagonal(self.fitted, self.diagonal * (1 + shrink))
         try:
-            _, factor, _ = factor_gram(fitted, count, damp=damp, act_order=False, name="the input", workers=workers)
+            _, factor, _ = factor_gram(
+                self.fitted, count, damp=damp, act_order=False, name="the input", workers=self.workers
+            )
         except CalibrationError:
-            return inf
+            return inf, None
         # T = R / diag(R), without an array for T
-        errors = propagated(rounding * factor.diagonal(), factor)
-        error = _energy(taken_back(errors, order) if on_device else errors, held_gram)
-        return error if isfinite(error) else inf
+        errors = propagated(self.rounding * factor.diagonal(), factor)
+        error = _energy(errors if device(errors) is None else taken_back(errors, self.order), self.held_gram)
+        return (error if isfinite(error) else inf), factor
 
-    return error_of
+    def triangle(self, factor: Array) -> Triangle:
+        """T and its pivots, from a factor R of `run`, which it replaces."""
+        pivots = copied(factor.diagonal())
+        importance = empty((len(pivots),), pivots)
+        importance[self.order] = pivots * pivots
+        factor /= pivots
+        return Triangle(self.order, factor, importance)
 
 
 def propagated(rounding: Array, triangle: Array, inverses: Sequence[Array] | None = None) -> Array:

@@ -113,13 +113,15 @@ def test_a_vocabulary_of_152_thousand_is_in_the_announced_memory_of_a_calibratio
         ),
     ],
 )
-def test_the_memory_of_the_best_quality_is_announced_within_a_quarter(words: tuple[str, ...], tmp_path: Path) -> None:
+def test_the_memory_of_the_best_quality_is_announced_with_three_tenths_to_spare_at_most(
+    words: tuple[str, ...], tmp_path: Path
+) -> None:
     """An input of 2816 channels, whose Gram matrices of 32 MB are most of the memory; half of it more was announced."""
     source = tiny_llama(tmp_path / "model", variant="llama3", hidden=256, intermediate=2816, heads=4, layers=1)
     folder = () if words == ("gguf", "-t", "q4_0") else ("--group-size", "64")
     cut = ("--quality", "best", "--samples", "8", "--seq-len", "64", "--threads", "1", "--no-logits")
     announced, peak = announced_and_peak(words[0], source, *words[1:], *folder, *cut, "-o", tmp_path / "out")
-    assert peak <= announced <= 1.25 * peak
+    assert peak <= announced <= 1.3 * peak
 
 
 def test_a_limit_below_the_vocabularys_memory_is_refused_with_the_memory_that_it_needs(

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from quantkit.quant.factor import SHRINK, Damping, factor, factor_gram, usual_damp
+from quantkit.quant.feedback import curvature
 from quantkit.quant.gptq import round_with_feedback
 from quantkit.quant.grid import Array, Grid
 from quantkit.quant.held_out import (
@@ -109,6 +110,27 @@ def test_the_choice_is_that_of_all_limits_with_no_more_than_four_factorisations(
     assert chosen == choices[rule is GGUF_RULE]
     assert (trust.shrink, trust.damp) == rule.limits[chosen]
     assert trust.error == pytest.approx(errors[chosen], rel=1e-3)
+
+
+@pytest.mark.parametrize(("noise", "n_tokens", "is_kept"), [(0, 500, True), (0.5, 200, False), (1, 500, True)])
+def test_the_factor_that_is_kept_is_that_of_the_other_samples_with_the_chosen_limits(
+    noise: float, n_tokens: int, is_kept: bool
+) -> None:
+    """It is lost where stronger limits seemed to be good enough, until weaker ones had a smaller error."""
+    tokens, steps = inputs(n_tokens + 400, N_IN), step_sizes(weight(96, N_IN), GROUP)
+    chance = np.random.default_rng(7).standard_normal(tokens.shape).astype(np.float32)
+    tokens += np.float32(noise) * tokens.std(axis=0) * chance
+    fitted, held = gram(tokens[:n_tokens]), gram(tokens[n_tokens:])
+    arguments = (fitted + held, len(tokens), HeldOut(held, 400), steps)
+    trust = choose_trust(*arguments, rule=GGUF_RULE, keep=True)
+    assert trust == choose_trust(*arguments, rule=GGUF_RULE)
+    assert (trust.fitted is not None) == is_kept
+    if trust.fitted is None:
+        return
+    by = curvature(arguments[0] - held, n_tokens, damp=trust.damp, shrink=trust.shrink)
+    np.testing.assert_array_equal(trust.fitted.order, by.order)
+    np.testing.assert_allclose(trust.fitted.importance, by.importance, rtol=1e-4)
+    np.testing.assert_allclose(np.triu(trust.fitted.feedback, 1), by.feedback, atol=1e-4)
 
 
 def test_held_out_samples_of_quite_another_kind_turn_feedback_off() -> None:
