@@ -134,7 +134,7 @@ def _measured(
 
     keep: with the factor of the strongest limits that may be chosen, if they were so all the time.
 
-    The error falls to a minimum and rises after it: so it was for all 316 inputs of stories15M and SmolLM2 that were
+    The error falls to a minimum and rises after it: so it was for all 312 inputs of stories15M and SmolLM2 that were
     measured. So weaker limits are tried until they raise it, then stronger ones until they raise it too much. Each
     takes a factorisation: the first one is in the middle, and wide inputs, which have few tokens for each channel and
     whose factorisations take the longest, have their minimum there or above.
