@@ -25,7 +25,7 @@ LEAST_DAMP = 0.05
 """The damping of an input that was seen for many tokens, as a fraction of the mean diagonal."""
 SHRINK = 0.3
 """Part of each diagonal entry that is added to it: correlations of another text differ, so they count for less."""
-ROUNDING_VERSION = 9
+ROUNDING_VERSION = 10
 """Goes up when the bytes of AWQ, GPTQ or w4a4 change: a run of an earlier version is then not resumed."""
 
 _MOST_DAMP = 1.0

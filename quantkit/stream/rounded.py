@@ -28,14 +28,17 @@ Pairs = Sequence[Sequence[Array]]
 # Samples that are summed together: copies of their inputs stay in the cache of the CPU.
 _TOGETHER = 4
 _ROWS = 512  # of a narrow sum that one thread adds to
+# A token of more than this many times the median energy of a sample's counts less, see `_limited`.
+_MASSIVE = 16
 
 
 @dataclass(frozen=True)
 class AsymmetricSums:
     """Sums over the tokens of an input x of the source and the same input x~ of the rounded model.
 
-    `statistics`: of x~. `cross`: D, the sum of (x - x~) x~', where the Gram matrix is. `held_out`: that of the samples
-    which `statistics` holds out, a part of `cross`, where it is used.
+    `statistics`: of x~. `cross`: D, the sum of (x - x~) x~', where the Gram matrix is, with less of the tokens with
+    massive activations. `held_out`: that of the samples which `statistics` holds out, a part of `cross`, where it is
+    used.
     """
 
     statistics: Statistics
@@ -174,6 +177,7 @@ class _Sums(AsymmetricSums):
 
     def add(self, pairs: Pairs, extra: Pairs, workers: Workers) -> None:
         """Count the tokens of `pairs`; those of `extra` count as in `Statistics.add`, and in `cross`."""
+        pairs, extra = ([_limited(*pair) for pair in some] for some in (pairs, extra))
         on_device, is_wide = device(self.cross.sums) is not None, self.statistics.is_wide
         together = max(1, len(pairs)) if on_device else 1 if is_wide else _TOGETHER
         chunks, first = list(parts(len(pairs), together)), self.statistics.pieces + 1
@@ -223,3 +227,21 @@ class _Sums(AsymmetricSums):
             if is_held_out and self.held_out is not None:
                 held_out = self.held_out.sums
                 held_out[rows] += products
+
+
+def _limited(x: Array, seen: Array) -> tuple[Array, Array]:
+    """A pair (x, x~), each (n, width), where tokens with massive activations have an x nearer to x~.
+
+    A model's first token, and in some models delimiters, may have thousands of times the energy of other tokens (Sun et
+    al. 2024, arXiv 2402.17762). D would be theirs alone, and what corrects their errors adds a part of itself to other
+    tokens. With x - x~ reduced, W D H^-1 corrects the others and leaves these tokens' outputs as they are.
+    """
+    if not len(x):
+        return x, seen
+    xp = namespace(x)
+    energy = xp.maximum((x * x).sum(1), (seen * seen).sum(1))
+    limit = _MASSIVE * float(xp.median(energy))
+    if not 0 < limit < float(energy.max()):
+        return x, seen
+    part = limit / xp.clip(energy, limit, None)
+    return seen + part[:, None] * (x - seen), seen

@@ -10,7 +10,7 @@ import pytest
 from quantkit.checkpoint import open_checkpoint
 from quantkit.families import reference_logits
 from quantkit.families.base.native import Native
-from quantkit.forward.linears import LayerLinears
+from quantkit.forward.linears import Input, LayerLinears, Linear
 from quantkit.forward.parts import Form
 from quantkit.forward.weights import Array, Weights, rows_of_whole
 from quantkit.quant.fold import matrix
@@ -20,6 +20,7 @@ from quantkit.stream.rounded import AsymmetricSums, RoundedStream
 from quantkit.stream.statistics import HELD_OUT, Statistics
 from quantkit.stream.stream import Stream, StreamOptions
 from quantkit.stream.watcher import Tensors
+from quantkit.workers import SERIAL
 from tests.families.expected import write_checkpoint
 from tests.stream.test_stream import tokens_for
 
@@ -181,3 +182,20 @@ def of_expert(
     inner = x @ source[gate.name + ".weight"].T.astype(np.float64)
     product: np.ndarray = inner / (1 + np.exp(-inner)) * (x @ source[up.name + ".weight"].T.astype(np.float64))
     return product
+
+
+@pytest.mark.parametrize("width", [6, 24])
+def test_tokens_with_massive_activations_count_as_much_as_16_times_the_median(width: int) -> None:
+    random = np.random.default_rng(width)
+    weights = random.standard_normal((8, width)).astype(np.float32)
+    x, seen = (random.standard_normal((40, width)).astype(np.float32) for _ in range(2))
+    seen[0], x[3] = 300 * seen[0], 50 * x[3]
+    tensors = {"w" + Form().weight: weights}
+    entry = Input("feed", (Linear("w", width, 8),))
+    sums = rounded_module._Sums.of(entry, tensors, None, SERIAL, hold_out=False)
+    sums.add([[x, seen]], (), SERIAL)
+    energy = np.maximum((x * x).sum(1), (seen * seen).sum(1)).astype(np.float64)
+    part = np.minimum(1, 16 * np.median(energy) / energy)
+    assert list(np.flatnonzero(part < 0.9)) == [0, 3]
+    expected = weights @ (part[:, None] * (x - seen)).T @ seen
+    np.testing.assert_allclose(sums.cross.of(weights), expected, rtol=2e-4, atol=2e-3 * np.abs(expected).max())
