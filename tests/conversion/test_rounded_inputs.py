@@ -243,8 +243,9 @@ def test_a_stopped_run_resumes_at_the_layer_and_folders_do_not_depend_on_each_ot
 def test_the_memory_of_the_rounded_layers_is_held_against_the_limit(
     words: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in ("calibration_memory", "memory"):  # that of the tests' own process grows from one command to the next
-        monkeypatch.setattr(f"quantkit.outputs.{module}.resident_memory", lambda: 100 << 20)
+    # those of the tests' own process grow from one command to the next
+    for name in ("calibration_memory.resident_memory", "memory.resident_memory", "memory.peak_memory"):
+        monkeypatch.setattr(f"quantkit.outputs.{name}", lambda: 100 << 20)
     source = tiny_llama(tmp_path / "model", variant="llama3", hidden=640, intermediate=1536, heads=8, layers=1)
 
     def dry(quality: str, *more: str) -> Answer:
