@@ -244,8 +244,9 @@ def test_the_memory_of_the_rounded_layers_is_held_against_the_limit(
     words: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # those of the tests' own process grow from one command to the next
-    for name in ("calibration_memory.resident_memory", "memory.resident_memory", "memory.peak_memory"):
-        monkeypatch.setattr(f"quantkit.outputs.{name}", lambda: 100 << 20)
+    for module in ("calibration_memory", "direct", "memory", "pass_memory"):
+        monkeypatch.setattr(f"quantkit.outputs.{module}.resident_memory", lambda: 100 << 20)
+    monkeypatch.setattr("quantkit.outputs.memory.peak_memory", lambda: 100 << 20)
     source = tiny_llama(tmp_path / "model", variant="llama3", hidden=640, intermediate=1536, heads=8, layers=1)
 
     def dry(quality: str, *more: str) -> Answer:

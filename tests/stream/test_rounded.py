@@ -110,6 +110,7 @@ def assert_held_out(sums: AsymmetricSums, weights: np.ndarray, x: np.ndarray, se
 @pytest.mark.parametrize("name", MODELS)
 def test_both_inputs_are_those_of_the_forwards(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rounded_module, "EXPERT_FLOOR", 0)
+    monkeypatch.setattr(rounded_module, "_MASSIVE", 1e30)  # in small models some tokens of an expert are large
     kept = largest_kept(monkeypatch)
     random = np.random.default_rng(5)
     with open_checkpoint(str(write_checkpoint(name, tmp_path / name))) as checkpoint:
