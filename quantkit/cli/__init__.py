@@ -90,7 +90,7 @@ class _Command(TyperCommand):
         ctx.allow_extra_args = any("--prompt" in parameter.opts for parameter in self.params)
         try:
             more = super().parse_args(ctx, args)
-            if more:
+            if more and not ctx.resilient_parsing:  # a shell completes what is not whole yet
                 raise UsageError(f"unexpected argument {more[0]!r}; pass the prompt with -p {quote(' '.join(more))}")
             return more
         except typer.BadParameter as error:
