@@ -38,8 +38,8 @@ def few_tokens_warning(plan: ConversionPlan) -> tuple[str, ...]:
     if widest.share == 1:
         whose = f", whose widest input has {widest.width} channels"
     else:
-        seen = max(round(tokens * widest.share), min(tokens, EXPERT_FLOOR))
-        whose = f": an expert sees about {seen} of them, and its widest input has {widest.width} channels"
+        of_expert = max(round(tokens * widest.share), min(tokens, EXPERT_FLOOR))
+        whose = f": an expert sees about {of_expert} of them, and its widest input has {widest.width} channels"
     return (
         f"{tokens} calibration tokens are few for --quality best{whose};"
         f" the output can be worse than without it; use --samples {-int(-widest.needed // seq_len)} or more",

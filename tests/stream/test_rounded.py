@@ -121,7 +121,7 @@ def test_both_inputs_are_those_of_the_forwards(name: str, tmp_path: Path, monkey
             layers = [stream.linears(number) for number in range(native.decoder.n_layers)]
             of_layers = [linear for layer in layers for entry in layer.inputs for linear in entry.linears]
             noisy = dict(source)
-            for key in {linear.name + linear.form.weight for linear in of_layers if not linear.kept}:
+            for key in sorted({linear.name + linear.form.weight for linear in of_layers if not linear.kept}):
                 spread = 0.1 * source[key].std() * random.standard_normal(source[key].shape)
                 noisy[key] = source[key] + spread.astype(np.float32)
             with RoundedStream(stream, tmp_path / "rounded", hold_out=name in HELD) as streams:
