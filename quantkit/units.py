@@ -1,4 +1,6 @@
-"""Amounts as text, for messages and tables."""
+"""Amounts and lists as text, for messages and tables."""
+
+from collections.abc import Iterable
 
 
 def human_bytes(size: float) -> str:
@@ -14,3 +16,9 @@ def size_argument(size: int, *, up: bool = False) -> str:
     """A size as options take it (8.89M): rounded down, or `up`, to 10 kB, and from 100 MB on to 1 MB."""
     step = 10**6 if size >= 10**8 else 10**4
     return f"{(-(-size // step) if up else size // step) * step / 1e6:.10g}M"
+
+
+def listed(parts: Iterable[str]) -> str:
+    """ "a, b and c" """
+    *others, last = [*parts] or [""]
+    return f"{', '.join(others)} and {last}" if others else last

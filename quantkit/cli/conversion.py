@@ -23,6 +23,7 @@ from quantkit.cli.option_groups import refuse_idle
 from quantkit.cli.options import check_name, parse_size
 from quantkit.errors import UsageError
 from quantkit.files import user_path
+from quantkit.units import listed
 
 if TYPE_CHECKING:
     from quantkit.outputs.gguf_files import Solver
@@ -111,7 +112,7 @@ def _types(conversion: Conversion) -> list[str]:
         and conversion.packed.group_size is not None
         and all(kind.group_sizes == () for kind in methods.values())
     ):
-        raise UsageError(f"--group-size has no effect on {' and '.join(methods)}; leave it out")
+        raise UsageError(f"--group-size has no effect on {listed(methods)}; leave it out")
     return names
 
 

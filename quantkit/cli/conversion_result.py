@@ -12,7 +12,7 @@ from quantkit.gguf.blocks import FORMATS
 from quantkit.outputs.gguf_files import GgufPlan
 from quantkit.outputs.plan import final_paths, type_name
 from quantkit.quant.neurons import Moved
-from quantkit.units import human_bytes
+from quantkit.units import human_bytes, listed
 from quantkit.verify import Check, Verified
 
 
@@ -54,7 +54,7 @@ def show_result(result: Result, out: Out) -> None:
     if plan.gguf is not None or plan.direct_folders:
         out.say(f"error: the worst tensor's, relative; {compared}: correlation with the source's")
     if plan.calibrated_folders:
-        names = " and ".join(sorted(folder.label for folder in plan.calibrated_folders))
+        names = listed(sorted(folder.label for folder in plan.calibrated_folders))
         out.say(f"error of {names}: the worst linear's, squared error of its output over the calibration text")
 
 

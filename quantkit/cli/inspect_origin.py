@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from quantkit.inspection.description import Description
+from quantkit.units import listed
 
 
 def origin_lines(description: Description) -> list[tuple[str, str]]:
@@ -35,7 +36,7 @@ def _made(entry: Mapping[str, Any]) -> str:
     if isinstance(text, dict):
         count, length = text.get("samples", "?"), text.get("tokens_per_sample", "?")
         names = text.get("text", "?")
-        name = " and ".join(map(str, names)) if isinstance(names, list) else names
+        name = listed(map(str, names)) if isinstance(names, list) else names
         return f"{' '.join(words)}, calibrated on {name} ({count} samples of {length} tokens)"
     options = entry.get("options") if isinstance(entry.get("options"), dict) else {}
     if "quantized_linears" in entry:

@@ -10,6 +10,7 @@ from quantkit.families.base.sliding import sliding_layers
 from quantkit.families.gemma3 import read_local_rope
 from quantkit.forward.config_keys import Config, given
 from quantkit.forward.settings import slides
+from quantkit.units import listed
 
 # transformers takes this one where config.json has no layer_types.
 PATTERN = 6
@@ -71,9 +72,7 @@ def _checked_rope(config: Mapping[str, Any]) -> Mapping[str, Any]:
     rope = config.get("rope_parameters") or _ROPE
     kinds = ("full_attention", "sliding_attention")
     if not isinstance(rope, Mapping) or not all(isinstance(rope.get(kind), Mapping) for kind in kinds):
-        raise CheckpointError(
-            f"config.json: rope_parameters must have an object for {' and '.join(kinds)}, not {rope!r}"
-        )
+        raise CheckpointError(f"config.json: rope_parameters must have an object for {listed(kinds)}, not {rope!r}")
     only(rope["full_attention"], "rope_type", "proportional", family="Gemma 4's global layers")
     only(rope["full_attention"], "factor", 1, family="Gemma 4's global layers")
     only(rope["sliding_attention"], "partial_rotary_factor", 1, family="Gemma 4's sliding layers")

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from quantkit.checkpoint.remote_code import RemoteCode
+from quantkit.units import listed
 
 _SHOWN = 3
 
@@ -20,7 +21,7 @@ def code_notes(code: RemoteCode, config: Mapping[str, Any]) -> tuple[str, ...]:
     if code.repositories:
         parts.append(f"names code of {_listed(code.repositories)}")
     return (
-        f"the folder {' and '.join(parts)}, which quantkit does not run; a loader without its own class of {name} or of"
+        f"the folder {listed(parts)}, which quantkit does not run; a loader without its own class of {name} or of"
         " its tokenizer runs it, and needs trust_remote_code",
     )
 

@@ -25,6 +25,7 @@ from quantkit.outputs.target import Candidates, Target, candidates, even_types, 
 from quantkit.outputs.templates import Template
 from quantkit.quant.feedback import SWEEPS
 from quantkit.quant.neurons import REORDERED
+from quantkit.units import listed
 
 Solver = Literal["llama.cpp", "feedback"]
 """How weights are rounded to a type: with llama.cpp's bytes, or with error feedback."""
@@ -193,7 +194,7 @@ def plan_gguf(model: Model, request: GgufRequest) -> GgufPlan:
     unquantized = [type_.label for type_ in request.types if type_.tensor_type in FLOATS]
     if request.mix.tensor_types and unquantized:
         warnings.append(
-            f"--tensor-type has no effect on {' and '.join(unquantized)}, as in llama.cpp; use --embedding-type and"
+            f"--tensor-type has no effect on {listed(unquantized)}, as in llama.cpp; use --embedding-type and"
             " --output-type, or choose a quantized type"
         )
     outputs = []

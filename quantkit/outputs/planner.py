@@ -26,7 +26,7 @@ from quantkit.outputs.projector import ProjectorRequest, plan_projectors
 from quantkit.outputs.templates import model_with_template
 from quantkit.packed.registry import FORMATS
 from quantkit.texts.samples import Samples
-from quantkit.units import human_bytes
+from quantkit.units import human_bytes, listed
 
 
 def plan_conversion(
@@ -159,10 +159,11 @@ def _plan_folders(
     scaled = [f for f in request.folders if FORMATS[f.method].calibrated and f.scales_channels]
     if len(scaled) > 1:
         # each would scale the weights that the next one rounds
-        names = " and ".join(folder.method for folder in scaled)
+        names = listed(folder.method for folder in scaled)
+        each = "all" if scaled[2:] else "both"
         raise UsageError(
-            f"{names} both scale the channels of the weights, which one conversion can do once only; run a command for"
-            " each of them"
+            f"{names} {each} scale the channels of the weights, which one conversion can do once only; run a command"
+            " for each of them"
         )
     # GPTQ runs first: it leaves the tensors of a layer as they are, the others scale them
     ordered = sorted(request.folders, key=lambda item: (not FORMATS[item.method].calibrated, item.scales_channels))

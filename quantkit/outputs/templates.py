@@ -11,6 +11,7 @@ from quantkit.errors import TemplateError, UsageError
 from quantkit.gguf.keyvalues import KeyValue, string, uint32
 from quantkit.gguf.vocabulary import TEMPLATE_KEY, token_texts
 from quantkit.outputs.model import Model, Mtp, model_from_checkpoint
+from quantkit.units import listed
 
 NONE = "none"
 _EOT, _EOS = "tokenizer.ggml.eot_token_id", "tokenizer.ggml.eos_token_id"
@@ -83,8 +84,9 @@ def model_with_template(
         return _recorded(model, "the checkpoint's"), None
     fitting = fitting_templates(model.keys, checkpoint.folder, checkpoint.name)
     if len(fitting) != 1:
-        names = " and ".join(f"'{suggestion.template.name}' (its {suggestion.evidence})" for suggestion in fitting)
-        note = f"the checkpoint has no chat template, and {names} both fit; none was written, see --chat-template"
+        names = listed(f"'{suggestion.template.name}' (its {suggestion.evidence})" for suggestion in fitting)
+        each = "all" if fitting[2:] else "both"
+        note = f"the checkpoint has no chat template, and {names} {each} fit; none was written, see --chat-template"
         return _recorded(model, "none"), note if fitting else None
     template, evidence = fitting[0].template, fitting[0].evidence
     # at the position that `model_from_checkpoint` gives it, without reading the vocabulary again

@@ -17,7 +17,8 @@ from quantkit.quant.grid import Array, Grid
 
 
 class _Float8(DirectFormat):
-    bits, group, group_sizes, error_bound = 8, -1, (), 0.05
+    # 4 significant bits: weights err by 2.6%, where 6-bit integers err by 2%, and activations err as much
+    bits, like_bits, group, group_sizes, error_bound = 8, 5, -1, (), 0.05
 
     def grid(self, bits: int, group: int | None, *, symmetric: bool) -> Grid:
         return Grid(8, self.group, symmetric=True)

@@ -112,6 +112,8 @@ class Format(ABC):
     summary: str
     calibrated: bool = False
     bits: int | None = None
+    like_bits: int | None = None
+    """The bits of integers whose errors are like the format's; None for its own bits."""
     group: int | None = None
     group_sizes: tuple[int, ...] | None = None
     """The group sizes that the format has; None for any."""

@@ -16,7 +16,7 @@ from quantkit.planning.projector import PlannedProjector
 from quantkit.planning.sizes import Offer
 from quantkit.planning.sources import Source
 from quantkit.planning.speed import DeviceSpeed
-from quantkit.units import human_bytes
+from quantkit.units import human_bytes, listed
 
 
 @dataclass(frozen=True)
@@ -180,7 +180,7 @@ class Plan:
             yield self.projector.note(self.machine)
         several = [name for name in gpu_names(len(self.budget.rooms)) if name in self.bandwidth]
         devices = ["CPU", *((several or ["GPU"]) if self.machine.vram else [])]
-        bandwidths = " and ".join(
+        bandwidths = listed(
             f"{pace / 1e9:.3g} GB/s ({device}, {origin})"
             for device, (pace, origin) in ((device, self.bandwidth[device]) for device in devices)
         )

@@ -4,6 +4,7 @@ import math
 
 from quantkit.measurement.document import Model, Quality, Report, Text
 from quantkit.report.figures import change, percent, plus_minus, smaller
+from quantkit.units import listed
 
 CLOSE = 0.05
 """Relative bound on the perplexity: the smallest candidate within it is named as close, with the bound."""
@@ -92,7 +93,7 @@ def _more(model: Model, text: Text) -> list[str]:
     others = [on for on in model.quality if on.text != text.name and on.ratio is not None]
     changes = [f"{change(on.ratio)} on {on.text}" for on in others]
     if changes:
-        sentences.append(f"Perplexity changes by {_listed(changes)}.")
+        sentences.append(f"Perplexity changes by {listed(changes)}.")
     return sentences
 
 
@@ -133,7 +134,3 @@ def _loss(on: Quality | None) -> float | None:
 
 def _within(on: Quality | None) -> bool:
     return on is not None and on.ratio is not None and abs(on.ratio.value - 1) <= CLOSE
-
-
-def _listed(parts: list[str]) -> str:
-    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"

@@ -20,6 +20,7 @@ from quantkit.texts.documents import MOST_CHARACTERS, Document, characters, read
 from quantkit.texts.mixed import equal_shares, interleaved, text_sources
 from quantkit.texts.tokens import ChatFormat, Encoder
 from quantkit.tokenizer.files import read as read_tokenizer
+from quantkit.units import listed
 
 DEFAULT_TEXT = Path(__file__).with_name("default_text.jsonl.xz")
 DEFAULT_NAME = "quantkit's default text"
@@ -61,7 +62,7 @@ class Samples:
     @property
     def name(self) -> str:
         """The names of all texts, for messages."""
-        return " and ".join(self.names)
+        return listed(self.names)
 
     def facts(self) -> dict[str, Any]:
         """What documents say of the samples; a list for each text only where there are several."""

@@ -11,6 +11,7 @@ from gguf import GGUFValueType
 
 from quantkit.errors import TokenizerError, UnsupportedError
 from quantkit.gguf import keyvalues
+from quantkit.units import listed
 
 from . import pretokenizers
 from .files import TokenizerFiles, read_text
@@ -74,7 +75,7 @@ def load(files: TokenizerFiles, config: Mapping[str, Any], pre: str | None) -> T
     normalizers = pretokenizers.normalizers(source.get("normalizer"))
     if normalizers:
         tokens.warnings.append(
-            f"llama.cpp does not apply this tokenizer's {' and '.join(normalizers)} normalization: texts it changes "
+            f"llama.cpp does not apply this tokenizer's {listed(normalizers)} normalization: texts it changes "
             "get other ids"
         )
     return tokens

@@ -9,6 +9,7 @@ from typing import Any
 
 from quantkit.chat import parse
 from quantkit.errors import TemplateError
+from quantkit.units import listed
 
 Template = str | list[dict[str, Any]]
 """One template, or named ones as objects with `name` and `template`."""
@@ -66,7 +67,6 @@ def warnings(templates: tuple[tuple[str, Template], ...]) -> list[str]:
     others = [other for other, text in templates[1:] if default_text(text) not in (None, default)]
     if others and default is not None:
         result.append(
-            f"{file} and {' and '.join(others)} hold different chat templates; the one of {file} is used, as in"
-            " transformers"
+            f"{file} and {listed(others)} hold different chat templates; the one of {file} is used, as in transformers"
         )
     return result

@@ -12,6 +12,7 @@ from typing import Any
 
 from quantkit.errors import TokenizerError, UnsupportedError
 from quantkit.gguf import keyvalues
+from quantkit.units import listed
 
 from .tokens import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, Tokens, padding, say_padded, too_large
 
@@ -71,7 +72,7 @@ def read_pieces(path: Path, config: Mapping[str, Any]) -> Pieces:
     if kind is None:
         raise UnsupportedError(
             f"tokenizer_config.json: tokenizer_class is {config.get('tokenizer_class')!r}; {FILE_NAME} is supported for"
-            f" {' and '.join(_KINDS)}"
+            f" {listed(_KINDS)}"
         )
     texts: list[str] = []
     scores: list[float] = []

@@ -21,6 +21,7 @@ from typing import Any
 from tokenizers import Regex, Tokenizer, pre_tokenizers
 
 from quantkit.errors import UnsupportedError, UsageError
+from quantkit.units import listed
 
 from .files import token_text
 from .huggingface import load_pipeline
@@ -195,7 +196,7 @@ def _unknown(
 ) -> str:
     if changing:
         return (
-            f"{where} normalizes text with {' and '.join(changing)}, which llama.cpp's byte-level BPE does not; "
+            f"{where} normalizes text with {listed(changing)}, which llama.cpp's byte-level BPE does not; "
             "--pre NAME converts it all the same, with other ids for texts that normalization changes"
         )
     splits: dict[str, Any] = _facts()["splits"]

@@ -202,7 +202,7 @@ def _logits(
         tokens, expected = source.get()
         values = _folder_logits(opened, tokens)
         compared.append(float(correlations(values, expected).mean()))
-        floor = LOGIT_FLOOR[plan.request.grid.bits]
+        floor = LOGIT_FLOOR[plan.format.like_bits or plan.request.grid.bits]
         if not compared[0] >= floor:
             raise VerificationError(
                 f"the logits of {plan.label} have a correlation of {compared[0]:.3f} with the source's, below {floor}"

@@ -182,7 +182,11 @@ def test_what_cannot_be_repacked_is_rounded_again_with_a_warning(source: Path, t
     ("arguments", "message"),
     [
         (("-t", "w4a16", "--no-static-groups"), "-t w4a16 has no groups by activation order"),
-        (("-t", "awq", "-t", "w4a16", "--algorithm", "awq"), "both scale the channels"),
+        (("-t", "awq", "-t", "w4a16", "--algorithm", "awq"), "awq and w4a16 both scale the channels"),
+        (
+            ("-t", "awq", "-t", "w4a16", "-t", "w8a8", "--algorithm", "awq"),
+            "awq, w4a16 and w8a8 all scale the channels",
+        ),
         (("-t", "awq", "--algorithm", "awq"), "--algorithm has no effect"),
         (("-t", "w4a16", "--bits", "8"), "--bits has no effect"),
         (("-t", "w4a16", "--group-size", "48"), "not a multiple of group size 48"),

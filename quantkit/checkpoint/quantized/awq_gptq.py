@@ -25,6 +25,7 @@ from quantkit.checkpoint.quantized.scheme import (
 from quantkit.checkpoint.quantized.words import integers_of
 from quantkit.checkpoint.tensor import TensorInfo
 from quantkit.errors import CheckpointError, UnsupportedError
+from quantkit.units import listed
 
 _PARTS = ("qweight", "qzeros", "scales")
 # The nibble of a word, counted from its lowest, that holds output 8 w + i of AWQ's 4 bit.
@@ -203,7 +204,7 @@ def read_awq_gptq(quantization: Mapping[str, Any], where: str) -> Scheme:
     if packing not in known[method]:
         raise UnsupportedError(
             f"{where} is packed as {method} {shown(str(packing))}; only"
-            f" {' and '.join(filter(None, known[method]))} packing can be read, take the original 16-bit checkpoint"
+            f" {listed(filter(None, known[method]))} packing can be read, take the original 16-bit checkpoint"
         )
     less_one = method == "gptq" and packing != "gptq_v2"
     meta = quantization.get("meta")

@@ -4,6 +4,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from quantkit.errors import CheckpointError, UnsupportedError
+from quantkit.units import listed
 
 
 def layer_kinds(
@@ -24,7 +25,7 @@ def layer_kinds(
         raise CheckpointError(f"config.json: {name} must list the kinds of {n_layer} layers, not {stated!r}")
     for kind in stated:
         if not isinstance(kind, str) or kind not in kinds:
-            supported = shown or " and ".join(kinds)
+            supported = shown or listed(kinds)
             raise UnsupportedError(
                 f"config.json: {name} contains {kind!r}, but llama.cpp supports only {supported} here"
             )

@@ -22,6 +22,7 @@ from quantkit.families.base.multimodal import TEXT_PREFIXES, TOWERS, TOWERS_LEFT
 from quantkit.families.base.traits import Traits
 from quantkit.forward.description import Architecture
 from quantkit.tokenizer.roles import NO_ROLES, TokenRoles
+from quantkit.units import listed
 
 FOLDERS_VARIABLE = "QUANTKIT_FAMILIES"
 """Environment variable: folders of the user's own family files, separated as in PATH."""
@@ -125,9 +126,7 @@ def find_family(config: Mapping[str, Any]) -> Family:
             " model's class"
         )
     near = _nearest(architecture, known)
-    *others, last = near or [""]
-    names = f"{', '.join(others)} and {last}" if others else last
-    hint = f"; the nearest by name {'are' if others else 'is'} {names}" if near else ""
+    hint = f"; the nearest by name {'are' if near[1:] else 'is'} {listed(near)}" if near else ""
     modules = {name: module for module, family in _own().items() for name in family.architectures}
     example = modules.get(near[0] if near else "", "llama")
     unsupported = f"architecture {architecture} of config.json is not supported yet"

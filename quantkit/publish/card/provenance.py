@@ -3,8 +3,9 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from quantkit.publish.card.escaping import bullets, code, link, listed, plain
+from quantkit.publish.card.escaping import bullets, code, link, plain
 from quantkit.publish.card.facts import CardFacts
+from quantkit.units import listed
 
 
 def made(facts: CardFacts) -> str:
@@ -90,7 +91,7 @@ def _code(entry: Mapping[str, Any]) -> str:
     if not parts:
         return ""
     return (
-        f"Python code (auto_map in config.json): {' and '.join(parts)}; a loader without its own class of"
+        f"Python code (auto_map in config.json): {listed(parts)}; a loader without its own class of"
         f" {plain(_text(entry.get('architecture')) or 'this model')} or of its tokenizer runs it, and needs"
         " `trust_remote_code`"
     )

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from quantkit.measurement.document import Model, Quality, Report, Text
-from quantkit.publish.card.escaping import block, bullets, link, listed, plain, table
+from quantkit.publish.card.escaping import block, bullets, link, plain, table
 from quantkit.publish.card.facts import KINDS, CardFacts, Weights
 from quantkit.publish.card.metadata import page_of
 from quantkit.publish.card.provenance import checks_passed
@@ -12,6 +12,7 @@ from quantkit.report.figures import ABSENT, change, percent, plus_minus, size, w
 from quantkit.report.method import machine, method
 from quantkit.report.tables import Table, memory, speed
 from quantkit.report.verdict import verdict
+from quantkit.units import listed
 
 MACHINES = (4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 512, 1024)
 """Usual memory sizes of machines, in GB."""

@@ -4,10 +4,11 @@ import shlex
 from collections.abc import Mapping
 from urllib.parse import quote
 
-from quantkit.publish.card.escaping import block, listed, plain
+from quantkit.publish.card.escaping import block, plain
 from quantkit.publish.card.facts import KINDS, CardFacts
 from quantkit.publish.card.metadata import is_hub_id
 from quantkit.publish.ollama.tags import PREFERRED
+from quantkit.units import listed
 
 # Loaders whose logits tests/peers compares with quantkit's own forward over the dequantized weights, with the
 # architectures that were compared.

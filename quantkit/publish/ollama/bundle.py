@@ -9,6 +9,7 @@ from quantkit.publish.ollama.facts import Facts
 from quantkit.publish.ollama.go_template import GoTemplate, synthesize
 from quantkit.publish.ollama.modelfile import Modelfile
 from quantkit.publish.ollama.overrides import Overrides, Parameters
+from quantkit.units import listed
 
 NUM_CTX = 4096
 """The default of num_ctx: Ollama's own default is 4k, 32k or 256k by the memory it finds."""
@@ -154,7 +155,7 @@ def _ignored_notes(facts: Facts, *, replaces: bool) -> list[str]:
         return []
     note = (
         f"template: only Ollama before {REQUIRES_JINJA} uses TEMPLATE; later servers render the GGUF's own chat"
-        f" template, because it has {' and '.join(features)}"
+        f" template, because it has {listed(features)}"
     )
     return [f"{note}; convert the model with --chat-template to change that one" if replaces else note]
 

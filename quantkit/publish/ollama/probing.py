@@ -13,6 +13,7 @@ import jinja2.nodes
 
 from quantkit.chat import TemplateRefusal, parse, render_all_contained
 from quantkit.errors import TemplateError, TemplateRefused
+from quantkit.units import listed
 
 ROLES = {"s": "system", "u": "user", "a": "assistant"}
 _PLAIN = ("u", "uau", "uauau")
@@ -276,7 +277,7 @@ def _with_limits(template: Probe, wording: Wording, prompts: Mapping[str, str], 
     if "tools" in options:
         limits.append("tools are left out")
     if thinking := sorted(options & {"enable_thinking", "thinking", "reasoning_effort"}):
-        limits.append(f"{' and '.join(thinking)} cannot be given")
+        limits.append(f"{listed(thinking)} cannot be given")
     return Wording(wording.form, wording.literals, tuple(limits))
 
 

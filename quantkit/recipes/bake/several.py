@@ -13,6 +13,7 @@ from quantkit.recipes.bake.ray_cluster import bake_on_ray
 from quantkit.recipes.bake.result import Options
 from quantkit.recipes.bake.run import bake
 from quantkit.recipes.recipe import Recipe
+from quantkit.units import listed
 
 
 @dataclass(frozen=True)
@@ -47,8 +48,11 @@ def require_unique_names(recipes: Sequence[Recipe]) -> None:
     names = [recipe.name for recipe in recipes]
     repeated = next((name for name in names if names.count(name) > 1), None)
     if repeated is not None:
-        both = " and ".join(str(recipe.opened.path) for recipe in recipes if recipe.name == repeated)
-        raise UsageError(f"{both} both name their model {repeated} and would write the same files; rename one of them")
+        paths = [str(recipe.opened.path) for recipe in recipes if recipe.name == repeated]
+        each = "all" if paths[2:] else "both"
+        raise UsageError(
+            f"{listed(paths)} {each} name their model {repeated} and would write the same files; rename one of them"
+        )
 
 
 def bake_in_turn(
