@@ -336,6 +336,21 @@ def hub_env(endpoint: str, home: Path) -> dict[str, str]:
 # --- several recipes, and bad ones ---
 
 
+@pytest.mark.parametrize("dry_run", [False, True])
+@pytest.mark.parametrize("step", ["ollama", "termux"])
+def test_a_model_without_a_template_is_refused_before_it_is_converted(tmp_path: Path, step: str, dry_run: bool) -> None:
+    config = tiny_llama(tmp_path / "model", hidden=64, intermediate=96) / "tokenizer_config.json"
+    config.write_text(json.dumps({k: v for k, v in json.loads(config.read_text()).items() if k != "chat_template"}))
+    other = {"ollama": "[phone]", "termux": "[ollama]"}[step]
+    tables = RECIPE.replace('chat_template = "chatml"\n', "").split("\n\n")
+    left_out = (other, "[measure]", "[floors]", "[hub]")
+    (tmp_path / "tiny.toml").write_text("\n\n".join(table for table in tables if not table.startswith(left_out)))
+    answer = quantkit("bake", "tiny.toml", "-o", "out", *(["--dry-run"] if dry_run else []), cwd=tmp_path)
+    assert answer.code == 2
+    assert "has no chat template and none is known for it; add chat_template to [model]: a file" in answer.stderr
+    assert not list((tmp_path / "out").glob("tiny-*"))
+
+
 @pytest.mark.full
 def test_one_failing_recipe_leaves_the_others_baked(home: Path, tmp_path: Path) -> None:
     other = RECIPE.replace('"tiny"', '"other"').replace("samples = 8", "samples = 8\ntext = './short.txt'")

@@ -26,6 +26,7 @@ from quantkit.recipes.bake.commands import (
     signature,
     termux_commands,
 )
+from quantkit.recipes.bake.dry_run import needs_template, require_template
 from quantkit.recipes.bake.fingerprint import calibration_files, fingerprint, source_files, text_files, weight_files
 from quantkit.recipes.bake.floors import broken_floors
 from quantkit.recipes.bake.journal import BakeJournal
@@ -76,13 +77,13 @@ class _Bake:
         self.progress, self.warn = progress, warn
         self.folder = options.output.absolute()
         self.effective = self.folder / f"{recipe.name}.recipe.toml"
+        self.chosen = options.only or tuple(step for step in STEPS if step != "push")
+        if options.push:
+            self.chosen = (*self.chosen, "push")
         self.steps: list[Step] = []
         self.pushed: list[str] = []
 
     def run(self) -> Baked:
-        chosen = self.options.only or tuple(step for step in STEPS if step != "push")
-        if self.options.push:
-            chosen = (*chosen, "push")
         text = write_recipe(self.recipe.opened.table)
         if not self.effective.exists() or self.effective.read_text("utf-8") != text:
             write_atomically(self.effective, text)
@@ -95,7 +96,7 @@ class _Bake:
             "push": self._push,
         }
         for name in STEPS:
-            if name in chosen:
+            if name in self.chosen:
                 self.steps.append(run[name]())
         report = self._report()
         broken = broken_floors(self.recipe, report) if report else []
@@ -111,8 +112,12 @@ class _Bake:
         if not todo:
             return self._kept("convert", recipe.formats.names)
         self._require_own_outputs(todo)
+        commands = convert_commands(recipe, todo, self.folder, self.options.machine)
+        gguf = next((command for command in commands if set(command.formats) & {*recipe.formats.gguf}), None)
+        if gguf is not None and needs_template(recipe, self.chosen):
+            require_template(recipe, run_command((*gguf.line, "--dry-run"), SILENT, lambda text: None).document)
         seconds, peak, lines = 0.0, 0, []
-        for command in convert_commands(recipe, todo, self.folder, self.options.machine):
+        for command in commands:
             replaced = (*command.formats, *(recipe.formats.gguf if recipe.formats.mmproj else ()))
             # the projector of an earlier conversion is written again
             replacing = any(name in journal.last for name in replaced) or self.options.force
