@@ -21,6 +21,7 @@ from quantkit.checkpoint.stored import read_exactly
 from quantkit.checkpoint.tensor import NUMPY_DTYPES
 from quantkit.errors import CheckpointError, UnsupportedError, UsageError
 from quantkit.progress import SILENT, Progress
+from quantkit.system.addresses import check_endpoint
 from quantkit.system.descriptors import READ, read_at
 
 WEIGHTS = "adapter_model.safetensors"
@@ -140,6 +141,7 @@ def open_adapter(request: AdapterRequest, *, offline: bool = False, progress: Pr
 
 
 def _fetch(where: HubId, source: str, *, offline: bool, progress: Progress) -> tuple[Path, str]:
+    check_endpoint()
     # Imported here, because a local folder does not need the hub client, which is slow to import.
     from quantkit.checkpoint import hub
 

@@ -15,6 +15,7 @@ from quantkit.checkpoint.weights import open_weights
 from quantkit.errors import CheckpointError
 from quantkit.files import user_path
 from quantkit.progress import SILENT, Progress
+from quantkit.system.addresses import check_endpoint
 
 ConfigCheck = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 """Gets config.json before any other file is fetched or read, and returns it with its architecture filled in.
@@ -136,6 +137,7 @@ def open_checkpoint(
     where = parse_source(source)
     if isinstance(where, Path):
         return open_folder(_origin_of_folder(where, source), checks)
+    check_endpoint()
     # Imported here, because a local folder does not need the hub client, which is slow to import.
     from quantkit.checkpoint import hub
 

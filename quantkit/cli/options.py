@@ -10,6 +10,7 @@ import typer
 from quantkit.errors import UsageError
 from quantkit.files import refuse_misplaced
 from quantkit.planning.context import KV_TYPES
+from quantkit.system.addresses import is_web_address
 from quantkit.system.python import StrEnum
 
 _SIZE = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?\s*$", re.IGNORECASE)
@@ -107,7 +108,7 @@ def use_mirror(address: str) -> None:
 
     Raises UsageError if it is not a web address.
     """
-    if not re.fullmatch(r"https?://[^\s/]+(/\S*)?", address):
+    if not is_web_address(address):
         raise UsageError(f"--mirror {address!r} is not a web address; write https://HOST")
     os.environ["HF_ENDPOINT"] = address.rstrip("/")
 

@@ -64,6 +64,8 @@ def serve(
     from quantkit.llamacpp.server import Serving, find_server, llama_cpp_python_command, llama_server_command
     from quantkit.llamacpp.server_process import check_port_is_free, is_loopback
 
+    if not host.isprintable() or not host or " " in host:
+        raise UsageError(f"--host {host!r} is not an address; pass 127.0.0.1, or 0.0.0.0 to let other machines in")
     if not is_loopback(host) and not api_key:
         raise UsageError(f"--host {host} lets other machines in; set a key with --api-key KEY or QUANTKIT_API_KEY")
     if alias is not None and not alias.strip():

@@ -14,6 +14,7 @@ from quantkit.errors import CalibrationError
 from quantkit.families import find_family
 from quantkit.files import user_path
 from quantkit.machine import release_freed_memory
+from quantkit.system.addresses import check_endpoint
 from quantkit.texts import tokens
 from quantkit.texts.dataset_name import parse_dataset
 from quantkit.texts.documents import MOST_CHARACTERS, Document, characters, read_documents
@@ -258,6 +259,7 @@ def load_documents(source: str | None, *, offline: bool) -> tuple[list[Document]
         documents, warnings = read_documents(path)
         return documents, path.name, tuple(warnings)
     # the hub's client takes a fifth of a second to load
+    check_endpoint()
     from quantkit.texts.dataset import dataset_files
 
     documents, remaining = [], MOST_CHARACTERS

@@ -7,13 +7,41 @@ import pytest
 
 from quantkit.cli import load_command
 from quantkit.packed.registry import FORMATS
-from tests.helpers.command import assert_nothing_final, quantkit
+from tests.helpers.command import assert_nothing_final, quantkit, quantkit_process
 from tests.helpers.tiny import tiny_llama
 
 
 @pytest.fixture(scope="module")
 def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_llama(tmp_path_factory.mktemp("sound") / "model", variant="llama3", shards=2)
+
+
+NO_ADDRESSES = (
+    "",
+    "nowhere",
+    "ftp://x",
+    "https://",
+    "http://[::1",
+    "http://x:99999",
+    "http://x:y",
+    "http://a b",
+    "http:///x",
+)
+
+
+@pytest.mark.parametrize(
+    ("words", "address"),
+    [
+        (("plan", "me/model"), "http://[::1"),
+        (("lora", "me/adapter", "--base", "."), "http://x:99999"),
+        (("imatrix", "MODEL", "--calibration", "me/texts"), "http://a b"),
+    ],
+)
+def test_an_endpoint_that_is_not_an_address_is_named(words: tuple[str, ...], address: str, sound: Path) -> None:
+    # a process of its own: the hub's client reads HF_ENDPOINT when it is imported
+    words = tuple(str(sound) if word == "MODEL" else word for word in words)
+    answer = quantkit_process(*words, env={"HF_ENDPOINT": address})
+    assert answer.code == 2 and f"HF_ENDPOINT {address!r} is not a web address" in answer.sentence, answer
 
 
 def test_wrong_words_are_wrong_usage(sound: Path, tmp_path: Path) -> None:
@@ -27,7 +55,7 @@ def test_wrong_words_are_wrong_usage(sound: Path, tmp_path: Path) -> None:
         (("--pre", "no-such"), "no-such"),
         (("--name", "../elsewhere"), "--name"),
         (("--name", ""), "--name '' is not a plain name"),
-        (("--mirror", ""), "--mirror '' is not a web address"),
+        *((("--mirror", address), f"--mirror {address!r} is not a web address") for address in NO_ADDRESSES),
     ):
         answer = quantkit("gguf", sound, "-o", tmp_path / "out", *words)
         assert answer.code == 2, (words, answer.stderr)

@@ -62,7 +62,9 @@ def test_the_host_is_read_as_ollama_reads_it(text: str | None, url: str) -> None
     assert parse_host(text) == url
 
 
-@pytest.mark.parametrize("text", ["ftp://example.com", "example.com:port", "example.com:70000"])
+@pytest.mark.parametrize(
+    "text", ["ftp://example.com", "example.com:port", "example.com:70000", "not a host", "http://a\x7fb:1", "a\tb"]
+)
 def test_a_malformed_host_is_refused(text: str) -> None:
     with pytest.raises(UsageError, match="is not an address; write HOST, HOST:PORT"):
         parse_host(text)

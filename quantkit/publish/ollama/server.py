@@ -45,7 +45,7 @@ def parse_host(text: str | None) -> str:
     """The server's URL from --host or OLLAMA_HOST, by Ollama's own rules: `HOST`, `HOST:PORT`, `http(s)://...`.
 
     Raises:
-        UsageError: another scheme, or a port that is not a number.
+        UsageError: another scheme, a port that is not a number, a space or a character that is not printable.
     """
     text = (text or "").strip().strip("\"'")
     if not text:
@@ -54,6 +54,8 @@ def parse_host(text: str | None) -> str:
     if not mark:
         scheme, address = "http", text
     try:
+        if not address.isprintable() or " " in address:
+            raise ValueError(address)
         parts = urlsplit(f"//{address}")
         port = parts.port or (_PORTS[scheme] if mark else 11434)
     except (ValueError, KeyError):
