@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from quantkit.conversion.asymmetric_layers import AsymmetricRounder
+from quantkit.conversion.gguf_embedding import EMBEDDING, OF_STREAMED, GgufEmbedding
 from quantkit.conversion.gguf_layers import FeedbackRounder
 from quantkit.conversion.gguf_pass import has_all_files
 from quantkit.conversion.layer_outputs import OUTSIDE_LAYERS, LayerOutputs, layer_step
@@ -38,7 +39,7 @@ from quantkit.outputs.plan import ConversionPlan
 from quantkit.packed.writer import FolderWriter
 from quantkit.progress import SILENT, Progress
 from quantkit.quant.neurons import Moved
-from quantkit.stream.rounded import RoundedStream
+from quantkit.stream.rounded import EmbeddingRows, RoundedStream
 from quantkit.stream.stream import Stream, StreamOptions
 from quantkit.workers import Workers
 
@@ -93,7 +94,8 @@ def calibrate(
         )
         stream = Stream(native, calibration.samples.tokens, plan.work, threads=plan.threads, options=options)
         stack.enter_context(stream)
-        followers = _rounded_streams(plan, rounder, quantizers, stream, stack)
+        embedding = None if rounder is None else GgufEmbedding(rounder, stream)
+        followers = _rounded_streams(plan, rounder, embedding, quantizers, stream, stack)
         progress.start("calibrating", count)
         first = first_layer(plan, count, journal, [stream, *followers])
         if OUTSIDE_LAYERS not in journal.records:
@@ -101,6 +103,10 @@ def calibrate(
         if others is not None:
             others.write_outside(journal, SILENT)
         if first == 0:
+            # a source that is read as it is downloaded has written its embedding before its first layer is known
+            if embedding is not None and EMBEDDING not in journal.records and embedding.comes_first:
+                progress.advance(0, "the embedding")
+                journal.finished(EMBEDDING, embedding.write())
             stream.embed()
             for follower in followers:
                 follower.embed()
@@ -122,8 +128,10 @@ def calibrate(
         for quantizer in quantizers:
             folder = quantizer.plan
             quantizer.writer.finish(folder.config(native.config), native.checkpoint.folder, folder.more_files())
+        rounded = {name: journal.records[name] for name in sorted(rounder.covered)} if rounder else {}
+        if embedding is not None and embedding.feeds_back:
+            rounded[EMBEDDING] = journal.records[EMBEDDING] if others is None else [OF_STREAMED]
     layers = tuple(journal.records[layer_step(number)] for number in range(count))
-    rounded = {name: journal.records[name] for name in sorted(rounder.covered)} if rounder else {}
     moved = {key: order for layer in calibration.layers for key, order in neuron_orders(plan, layer.number).items()}
     squares = load_squares(plan, calibration)
     return Calibration(squares, layers, journal.records[OUTSIDE_LAYERS], first, rounded, moved)
@@ -184,18 +192,21 @@ def _rounder(
 def _rounded_streams(
     plan: ConversionPlan,
     rounder: FeedbackRounder | None,
+    embedding: GgufEmbedding | None,
     quantizers: Sequence[LayerQuantizer],
     stream: Stream,
     stack: ExitStack,
 ) -> list[RoundedStream]:
     """The streams of rounded layers that are followed, one for each file or folder."""
 
-    def followed(label: str, *, hold_out: bool) -> RoundedStream:
-        return stack.enter_context(RoundedStream(stream, plan.work / f"rounded-{label}", hold_out=hold_out))
+    def followed(label: str, *, hold_out: bool, rows: EmbeddingRows | None = None) -> RoundedStream:
+        folder = plan.work / f"rounded-{label}"
+        return stack.enter_context(RoundedStream(stream, folder, hold_out=hold_out, embedding=rows))
 
     streams: dict[str, RoundedStream] = {}
     if isinstance(rounder, AsymmetricRounder):
-        streams = {label: followed(label, hold_out=True) for label in rounder.labels}
+        assert embedding is not None
+        streams = {label: followed(label, hold_out=True, rows=embedding.rows(label)) for label in rounder.labels}
         rounder.follow(streams)
     own = [followed(folder.label, hold_out=False) for folder in plan.following_folders]
     following = (quantizer for quantizer in quantizers if quantizer.plan.request.follows_rounded)

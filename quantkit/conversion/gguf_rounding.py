@@ -85,10 +85,13 @@ def prepare_input(
 
 @dataclass(frozen=True)
 class MatrixRounding:
-    """Rounds the matrices of an input: `prepared` as of `prepare_input`, the `importance` of its channels (n_in,)."""
+    """Rounds the matrices of an input: `prepared` as of `prepare_input`, the `importance` of its channels (n_in,).
+
+    Without an importance, types without integer levels are rounded as llama.cpp does without one.
+    """
 
     prepared: PreparedInput | str
-    importance: Array
+    importance: Array | None
     sweeps: int
     workers: Workers
 
@@ -125,6 +128,7 @@ class MatrixRounding:
         if isinstance(self.prepared, str) or self.prepared.correction is None:
             return {}
         change = self.prepared.correction
+        assert self.importance is not None
         rows, kinds = matrix.middle_rows(_SAMPLED_ROWS), {target.slot.type for target in targets}.intersection(FORMATS)
         if move is not None and move.moved.part == "down":
             rows = move.moved.order.columns(rows)

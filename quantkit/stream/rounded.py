@@ -1,6 +1,6 @@
 """The samples through the rounded layers, beside the source's: what each rounded matrix receives, and should have."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -10,6 +10,7 @@ import numpy as np
 
 from quantkit.forward.arrays import Array, device, namespace, place
 from quantkit.forward.feed_forward import expert_count
+from quantkit.forward.forward import Decoder
 from quantkit.forward.linears import Input, LayerLinears
 from quantkit.machine import release_freed_memory
 from quantkit.quant.cross import Cross, basis_of
@@ -24,6 +25,8 @@ from quantkit.texts.mixed import HELD_OUT
 from quantkit.workers import SERIAL, Workers, parts
 
 Pairs = Sequence[Sequence[Array]]
+EmbeddingRows = Callable[[int, int], Array]
+"""(start, stop) -> these rows of an embedding, float32 (stop - start, hidden)."""
 
 # Samples that are summed together: copies of their inputs stay in the cache of the CPU.
 _TOGETHER = 4
@@ -49,20 +52,26 @@ class AsymmetricSums:
 class RoundedStream:
     """Hidden states of the model as it is rounded so far, in `folder`; `source`: the stream of the source's states.
 
-    `hold_out`: the sums have those of held-out samples.
+    `hold_out`: the sums have those of held-out samples. `embedding`: that of the rounded model, None for the
+    source's.
     """
 
-    def __init__(self, source: Stream, folder: Path, *, hold_out: bool) -> None:
-        self._hold_out = hold_out
+    def __init__(self, source: Stream, folder: Path, *, hold_out: bool, embedding: EmbeddingRows | None = None) -> None:
+        self._hold_out, self._rounds_embedding = hold_out, embedding is not None
         folder.mkdir(exist_ok=True)
         options = replace(source.options, gram=False, propagate=False, hold_states=False)
         self.source = source
         self._rounded = Stream(source.native, source.tokens, folder, threads=source.threads, options=options)
+        if embedding is not None:
+            self._rounded.decoder = with_embedding(source.decoder, embedding)
         for stream in (source, self._rounded):
             stream.keep_values()
 
     def embed(self) -> None:
-        """Write the input states of the first layer: those of the source, which exist."""
+        """Write the input states of the first layer: those of the source, which exist, or of the rounded embedding."""
+        if self._rounds_embedding:
+            self._rounded.embed()
+            return
         first = states_file(0)
         for sample in range(len(self.source.tokens)):
             self._rounded.states.write(first, sample, self.source.read(first, sample))
@@ -227,6 +236,16 @@ class _Sums(AsymmetricSums):
             if is_held_out and self.held_out is not None:
                 held_out = self.held_out.sums
                 held_out[rows] += products
+
+
+def with_embedding(decoder: Decoder, embedding: EmbeddingRows) -> Decoder:
+    """The decoder with another embedding."""
+    weights, name = decoder.weights, decoder.embedding + ".weight"
+
+    def rows(tensor: str, start: int, stop: int) -> Array:
+        return embedding(start, stop) if tensor == name else weights.rows(tensor, start, stop)
+
+    return Decoder(replace(weights, rows=rows), decoder.config, decoder.architecture)
 
 
 def _limited(x: Array, seen: Array) -> tuple[Array, Array]:

@@ -71,11 +71,15 @@ class Stream(ExpertStates):
         self.states.save(states_file(number + 1))
         self.states.wait()
 
-    def input_of(self, number: int, key: str, weights: LayerWeights, sample: int) -> Array:
-        """The input `key` of a layer with these weights, whose `until` it is: (n_tokens, n_in)."""
-        tap, context = self.tapped(weights, sample), self.context(number, sample)
+    def input_of(self, number: int, key: str, weights: LayerWeights, sample: int, x: Array | None = None) -> Array:
+        """The input `key` of a layer with these weights, whose `until` it is: (n_tokens, n_in).
+
+        x: other hidden states than the stream's enter the layer; then none of its values are kept.
+        """
+        is_other, context = x is not None, self.context(number, sample)
+        tap = weights.tapped(None) if is_other else self.tapped(weights, sample)
         layer = self.decoder.layer(number, tap)
-        x = self.read(states_file(number), sample)
+        x = self.read(states_file(number), sample) if x is None else x
         try:
             if layer.experts is None:
                 layer(x, context)
@@ -83,7 +87,8 @@ class Stream(ExpertStates):
                 self._before_experts(layer, *layer.attend(x, context), context)
         except InputReachedError as reached:
             self.check_finite(reached.x, self.decoder.at(number), sample)
-            self.shared.save(number, sample, context)
+            if not is_other:
+                self.shared.save(number, sample, context)
             return reached.x
         raise ValueError(f"layer {number} has no input {key}")
 

@@ -8,7 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from gguf import GGUFReader
 
 from tests.helpers.command import Answer, quantkit
 from tests.helpers.hub_server import Drop, Hub, Repo, closed_port, running_hub
@@ -90,9 +92,8 @@ def document(answer: Answer) -> dict[str, Any]:
         ("-t", "fp8"),
         ("-t", "fp8", "-t", "nvfp4a16", "-t", "q4_0", "--no-imatrix"),
         ("-t", "awq", "-t", "fp8", "-t", "q4_0", *CALIBRATED),
-        ("-t", "q4_0", "--solver", "feedback", "-t", "imatrix", *CALIBRATED[:5]),
     ],
-    ids=["gguf", "fp8", "folders and gguf", "calibrated", "feedback"],
+    ids=["gguf", "fp8", "folders and gguf", "calibrated"],
 )
 def test_a_streamed_conversion_has_the_same_bytes_and_fetches_each_byte_once(
     hub: Hub, folder: Path, tmp_path: Path, types: tuple[str, ...]
@@ -104,6 +105,25 @@ def test_a_streamed_conversion_has_the_same_bytes_and_fetches_each_byte_once(
     assert result["streamed"]["bytes"] == sum(hub.sent(shard) for shard in SHARDS)
     assert result["streamed"]["bytes_again"] == 0
     assert not list((tmp_path / "streamed" / "home").rglob("*.safetensors")), "weights went to the disk"
+
+
+def test_a_streamed_conversion_with_error_feedback_rounds_the_weights_of_the_embedding_alone(
+    hub: Hub, folder: Path, tmp_path: Path
+) -> None:
+    types = ("-t", "q4_0", "--solver", "feedback", "-t", "imatrix", *CALIBRATED[:5])
+    document(stream(hub, tmp_path / "streamed", *types))
+    local(folder, tmp_path / "local", *types)
+    assert sent_twice(hub) == 0
+    streamed, once_more = (tensors(next((tmp_path / out).rglob("*Q4_0.gguf"))) for out in ("streamed", "local"))
+    different = [name for name, data in streamed.items() if not np.array_equal(data, once_more[name])]
+    assert different == ["token_embd.weight"]
+    (record,) = json.loads(next((tmp_path / "streamed").rglob("quantkit.json")).read_text())["outputs"].values()
+    assert "as it is downloaded" in record["feedback"]["without_feedback"]["token_embd.weight"]
+
+
+def tensors(path: Path) -> dict[str, np.ndarray]:
+    """The bytes of a GGUF's tensors."""
+    return {tensor.name: tensor.data for tensor in GGUFReader(path).tensors}
 
 
 def test_logits_of_a_small_streamed_model_are_compared_from_memory(hub: Hub, tmp_path: Path) -> None:

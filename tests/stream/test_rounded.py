@@ -30,6 +30,8 @@ HELD = ("falcon-7b", "mixtral")
 """Those whose values that are computed once stay in memory."""
 PROJECTED = ("gpt2", "falcon-7b", "gemma4", "mixtral")
 """Those with linears of three times as many inputs as outputs: the sums are on the rows of the weights."""
+EMBEDDED = ("gemma2", "falcon-7b", "gemma4", "mixtral")
+"""Those whose embedding is rounded too."""
 Inputs = dict[str, np.ndarray]
 
 
@@ -122,9 +124,14 @@ def test_both_inputs_are_those_of_the_forwards(name: str, tmp_path: Path, monkey
             of_layers = [linear for layer in layers for entry in layer.inputs for linear in entry.linears]
             noisy = dict(source)
             for key in sorted({linear.name + linear.form.weight for linear in of_layers if not linear.kept}):
-                spread = 0.1 * source[key].std() * random.standard_normal(source[key].shape)
-                noisy[key] = source[key] + spread.astype(np.float32)
-            with RoundedStream(stream, tmp_path / "rounded", hold_out=name in HELD) as streams:
+                noisy[key] = source[key] + 0.1 * source[key].std() * normal(random, source[key].shape)
+            embedding = None
+            if name in EMBEDDED:
+                key = native.decoder.embedding + ".weight"
+                noisy[key] = source[key] + 0.1 * source[key].std() * normal(random, source[key].shape)
+                embedding = lambda start, stop: noisy[key][start:stop]  # noqa: E731
+            rounded = RoundedStream(stream, tmp_path / "rounded", hold_out=name in HELD, embedding=embedding)
+            with rounded as streams:
                 watched = Watched(streams, noisy)
                 stream.embed()
                 streams.embed()
@@ -153,6 +160,11 @@ def test_both_inputs_are_those_of_the_forwards(name: str, tmp_path: Path, monkey
             compared += 1
     assert compared >= 3 * len(layers)
     assert (projected > 0) == (name in PROJECTED)
+
+
+def normal(random: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    """Normal numbers, float32."""
+    return random.standard_normal(shape).astype(np.float32)
 
 
 def largest_kept(monkeypatch: pytest.MonkeyPatch) -> list[int]:
