@@ -4,6 +4,8 @@ llama.cpp rounds each weight of it alone. Here the rows are rounded by a sum of 
 the head too keeps llama.cpp's bytes: its types are of 6 bits and more.
 """
 
+from functools import cached_property, partial
+
 import numpy as np
 from gguf import GGMLQuantizationType
 
@@ -33,18 +35,19 @@ class GgufEmbedding:
     def __init__(self, rounder: FeedbackRounder, stream: Stream) -> None:
         self._rounder, self._stream = rounder, stream
         tensors = {tensor.name: tensor for tensor in rounder.plan.model.tensors}
-        self._tensor, self._is_head = tensors[EMBEDDING], "output.weight" not in tensors
-        self._targets = rounder.targets(EMBEDDING)
+        # a file of draft layers alone may have none
+        self._tensor, self._is_head = tensors.get(EMBEDDING), "output.weight" not in tensors
+        self._targets = rounder.targets(EMBEDDING) if self._tensor is not None else []
 
     @property
     def feeds_back(self) -> bool:
         """Whether a file has it in a type that is rounded with error feedback."""
-        return bool(self._kinds()) and not self._is_head and self._is_the_sources()
+        return bool(self._kinds) and not self._is_head and self._is_the_sources
 
     @property
     def comes_first(self) -> bool:
         """Whether it is written before the layers, and not by the pass after them."""
-        return self.feeds_back or isinstance(self._rounder, AsymmetricRounder)
+        return self.feeds_back or (bool(self._targets) and isinstance(self._rounder, AsymmetricRounder))
 
     def write(self) -> list[str]:
         """Round it and write it into every file; why a type was rounded without error feedback.
@@ -54,11 +57,12 @@ class GgufEmbedding:
             OutputError: a file cannot be written.
         """
         tensor, rounder = self._tensor, self._rounder
+        assert tensor is not None
         whole = GgufMatrix(rounder.plan.model, tensor, 0, tensor.n_rows, None)
         weights = rounder.plan.weights.get(EMBEDDING)
         by: dict[GGMLQuantizationType, Curvature] = {}
         if self.feeds_back:
-            by = EmbeddingTrial(self._stream, self._kinds(), rounder.workers).best()
+            by = EmbeddingTrial(self._stream, self._kinds, rounder.workers).best()
         reasons: list[str] = []
         for kind in dict.fromkeys(target.slot.type for target in self._targets):
             prepared = PreparedInput(by[kind]) if kind in by else "rounding each weight alone is about as good"
@@ -71,18 +75,21 @@ class GgufEmbedding:
 
     def rows(self, label: str) -> EmbeddingRows | None:
         """Rows of the embedding in the partial file `label`; None if they are the source's."""
-        (target,) = (target for target in self._targets if target.label == label)
-        if target.slot.type in FLOAT_TYPES.values() or not self._is_the_sources():
-            return None
-        return lambda start, stop: _read(target, start, stop)
+        for target in self._targets:
+            if target.label == label and target.slot.type not in FLOAT_TYPES.values() and self._is_the_sources:
+                return partial(_read, target)
+        return None
 
+    @property
     def _kinds(self) -> list[GGMLQuantizationType]:
         kinds = dict.fromkeys(target.slot.type for target in self._targets)
-        return [kind for kind in kinds if kind in FORMATS and kind != self._tensor.type]
+        return [kind for kind in kinds if kind in FORMATS and self._tensor is not None and kind != self._tensor.type]
 
+    @cached_property
     def _is_the_sources(self) -> bool:
         """Whether the GGUF has the rows of the source's embedding as they are, by some of them."""
         stream, tensor = self._stream, self._tensor
+        assert tensor is not None
         name, model = stream.decoder.embedding + ".weight", self._rounder.plan.model
         ids = np.unique(stream.tokens[:1])[:4].tolist() if tensor.row_step == 1 else []
         return bool(ids) and all(
