@@ -151,7 +151,7 @@ def plan_calibration(
     of_layers = native, samples, layers, grams.source, request.propagate, device
     if device is None:
         return CalibrationPlan(*of_layers, memory, max(memory, needed.following) if grams.follow else memory)
-    memory = max(memory, replace(needed, grams=Grams(source=grams != Grams())).source)
+    memory = max(memory, replace(needed, grams=Grams(source=grams != Grams(), scaled=grams.scaled)).source)
     memory += 4 * max(map(dense_weights, layers), default=0)  # the next layer, read while this one is computed
     beside = following_beside(layers) if grams.follow else 0
     room = None if max_ram is None else max(0, max_ram - memory - beside)

@@ -12,8 +12,15 @@ from quantkit.stream.statistics import WIDE_BLOCK, samples_at_once
 
 GRAM_COPIES = 4
 """Copies of a Gram matrix in memory: the factorisation needs three, beside the samples that are not held out."""
-# With seven eighths of one more: what it holds beside them, measured at widths of 4864 and 8960.
-_ROUNDING_COPIES = GRAM_COPIES + 7 / 8
+# Beside the two sums: three matrices while limits are chosen or a factor is made, and a mask of a byte a value.
+_ROUNDING_COPIES = 3 + 1 / 4
+# Where the channels of a GGUF file have another order: both sums in it.
+_REORDERED_COPIES = 2
+# Where channels are scaled: the factor, the factor of the scaled input, each two matrices, and what errors are measured
+# by, with the product of two scales that it is divided by.
+_SCALING_COPIES = 6
+# Where channels are scaled, and rounded layers are followed: while they are rounded, measured.
+_FOLLOWING_SCALED_COPIES = GRAM_COPIES + 7 / 8
 # Where only rounded layers' inputs are summed.
 _FOLLOWING_COPIES = 3 + 3 / 8
 # For AWQ, which divides the inputs of rounded layers by its scale, measured.
@@ -36,12 +43,15 @@ _WAITING_MEMORY = 192 << 20
 @dataclass(frozen=True)
 class Grams:
     """Whose inputs a calibration sums Gram matrices of, to round by them: those of the source's layers, and those of
-    the rounded layers of GGUF files or of folders (see `quant.asymmetric`).
+    the rounded layers of GGUF files or of folders (see `quant.asymmetric`). `scaled`: the source's are divided by the
+    scales of AWQ or SmoothQuant. `reordered`: those by which GGUF files are rounded get another order of channels.
     """
 
     source: bool = False
     files: bool = False
     folders: bool = False
+    scaled: bool = False
+    reordered: bool = False
 
     @property
     def follow(self) -> bool:
@@ -66,8 +76,12 @@ class CalibrationMemory:
         The peak is reached while inputs are summed, or while an input's linears are quantized: the two never overlap.
         """
 
+        copies = _ROUNDING_COPIES + (_REORDERED_COPIES if self.grams.reordered else 0)
+        if self.grams.scaled:
+            copies = max(copies, _SCALING_COPIES)
+
         def need(inputs: Sequence[Input]) -> int:
-            rounding = max(map(self._quantizing, inputs)) if self.grams.source else 0
+            rounding = max(self._quantizing(entry, copies) for entry in inputs) if self.grams.source else 0
             return self._kept(inputs) + max(self._summing(inputs), rounding)
 
         return self._base(rounds=self.grams.source) + 4 * sum(max(map(need, parts), default=0) for parts in self._parts)
@@ -85,29 +99,30 @@ class CalibrationMemory:
             waiting = self._waiting(2 * entry.width) + self._forward([entry])
             scaled = _SCALED_COPIES * entry.width**2 if self.grams.source else 0
             sums = _following(entry, holds_out=self.grams.files)
-            return sums + max(waiting, self._quantizing(entry) + scaled)
+            return sums + max(waiting, self._quantizing(entry, self._following_copies(entry)) + scaled)
 
         widest = max((rounding(entry) for parts in self._parts for inputs in parts for entry in inputs), default=0)
         needed = sum(max(map(need, parts), default=0) for parts in self._parts)
         return self._base(rounds=True) + 4 * (needed + _experts(self.layers) + widest)
 
-    def _quantizing(self, entry: Input) -> int:
-        """Values of the copies of an input's Gram matrix, or of its factor, its matrices, and rows that are rounded."""
+    def _quantizing(self, entry: Input, n_copies: float) -> int:
+        """Values of `n_copies` of an input's Gram matrix, or of its factor, its matrices, and rows that are rounded."""
         width, height = entry.width, sum(linear.n_out for linear in entry.linears)
         rows = min(height, self.threads * ROUNDED_ROWS)
         # the rows by which AWQ's scale is searched
         searched = self.threads * 6 * width * min(height, 512, max(128, (1 << 21) // width))
-        searched = searched if self.grams.source else 0
+        searched = searched if self.grams.scaled else 0
         wide = (self.threads - 1) * _WIDE_THREAD if width > 2 * WIDE_BLOCK else 0
-        copies = max(int(self._copies(width, height) * width**2), 2 * width**2 + 6 * rows * width)
+        copies = max(int(n_copies * width**2), 2 * width**2 + 6 * rows * width)
         return copies + 2 * height * width + searched + wide
 
-    def _copies(self, width: int, height: int) -> float:
-        """Copies of a Gram matrix of `width` channels at once, for matrices of `height` rows together."""
+    def _following_copies(self, entry: Input) -> float:
+        """Copies of the Gram matrix of an input of rounded layers at once."""
         if self.grams.source:
-            return _ROUNDING_COPIES
+            return _FOLLOWING_SCALED_COPIES
         # the part of a correction is chosen for files; a correction of many rows is a matrix of its own
-        return _FOLLOWING_COPIES + (self.grams.files or height >= width)
+        n_rows = sum(linear.n_out for linear in entry.linears)
+        return _FOLLOWING_COPIES + (self.grams.files or n_rows >= entry.width)
 
     @property
     def _parts(self) -> tuple[list[list[Input]], list[list[Input]]]:

@@ -5,6 +5,7 @@ from dataclasses import replace
 from quantkit.checkpoint import Checkpoint
 from quantkit.errors import UsageError
 from quantkit.families.base.native import Native
+from quantkit.imatrix.names import imatrix_columns
 from quantkit.machine import cores
 from quantkit.outputs.calibration import (
     CalibrationPlan,
@@ -211,13 +212,16 @@ def _plan_calibration(
         )
     if request.calibration.propagate and (len(calibrated), request.calibrated) != (1, 1):
         raise UsageError("--propagate quantized allows one calibrated type only; the hidden states follow that type")
-    feedback = request.gguf is not None and request.gguf.solver == "feedback"
+    gguf = request.gguf
+    feedback = gguf is not None and gguf.solver == "feedback"
     native = Native(source, nearest=not request.folders)
-    by_files = request.gguf is not None and request.gguf.asymmetric
+    by_files = gguf is not None and gguf.asymmetric
     source_grams = (feedback and not by_files) or any(folder.reads_source_grams for folder in calibrated)
     # experts with few tokens are recorded, and the linear after them is rounded for the source's inputs
     source_grams = source_grams or (bool(calibrated) and _has_experts(native))
-    grams, limit = Grams(source_grams, by_files, follows), request.max_ram
+    scaled = any(folder.scales_channels for folder in calibrated)
+    reordered = feedback and not by_files and ((gguf is not None and gguf.reorder) or bool(imatrix_columns(native)))
+    grams, limit = Grams(source_grams, by_files, follows, scaled, reordered), request.max_ram
     return plan_calibration(native, request.calibration, samples, grams=grams, threads=threads, max_ram=limit)
 
 
