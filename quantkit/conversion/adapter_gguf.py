@@ -76,6 +76,7 @@ def _publish(path: Path) -> None:
     partial_path(path).replace(path)
     try:
         sync(path.parent)
+        path.stat()  # raises where the folder was removed meanwhile: a removed folder can still be flushed
     except OSError:
         path.unlink(missing_ok=True)
         raise

@@ -7,6 +7,7 @@ import pytest
 
 from tests.helpers.fault_points import (
     CASES,
+    PAUSES,
     RUNS,
     STREAMS,
     TIMED,
@@ -37,8 +38,11 @@ def test_a_read_that_fails_in_llama_cpp_fails_no_check(place: Place, run: str) -
 
 
 def test_an_adapter_loses_nothing_at_its_last_writes(place: Place) -> None:
-    """Its record comes before its final name, so that a file with that name is complete."""
-    for case in CASES[2:]:
+    """Its record comes before its final name, so that a file with that name is complete.
+
+    An output that is removed at the last write is an error.
+    """
+    for case in (*CASES[2:], PAUSES[2]):
         count, _, expected = place.undisturbed("lora", case)
         check(place, "lora", case, range(count - 3, count + 1), expected)
 
