@@ -11,7 +11,7 @@ from quantkit.cli.options import (
     gpu_layers_option,
     output_option,
     parse_gpu_layers,
-    parse_size,
+    parse_memory,
 )
 from quantkit.errors import UsageError
 from quantkit.machine import this_machine
@@ -95,7 +95,7 @@ def read_gpu_layers(text: str | None, vram: str | None) -> tuple[int | None, int
 
         layers = parse_gpu_layers(text)
         return (ALL_LAYERS if layers is None else layers), None
-    memory = parse_size(vram, "--vram") if vram is not None else this_machine().vram
+    memory = parse_memory(vram, "--vram") if vram is not None else this_machine().vram
     if not memory:
         raise UsageError(
             "--gpu-layers auto finds no GPU on this machine; pass the GPU memory to publish for, such as --vram 8G"

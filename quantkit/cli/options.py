@@ -14,6 +14,7 @@ from quantkit.system.addresses import is_web_address
 from quantkit.system.python import StrEnum
 
 _SIZE = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?\s*$", re.IGNORECASE)
+_PLAIN_NUMBER = re.compile(r"^\s*-?\d+(\.\d+)?\s*$")
 
 
 class Format(StrEnum):
@@ -135,6 +136,15 @@ def parse_size(text: str, option: str) -> int:
     if size <= 0:
         raise UsageError(f"{option} must be greater than zero")
     return size
+
+
+def parse_memory(text: str, option: str) -> int:
+    """A size with its unit; a number without a unit, which would be bytes, is refused."""
+    if text.strip().startswith("-"):
+        raise UsageError(f"{option} {text!r} is negative; write the memory there is, such as 8G")
+    if _PLAIN_NUMBER.match(text) and float(text) > 0:
+        raise UsageError(f"{option} {text!r} has no unit; write {text.strip()}G for gigabytes")
+    return parse_size(text, option)
 
 
 def parse_tensor_split(text: str | None, gpu_layers: str) -> tuple[int, ...]:

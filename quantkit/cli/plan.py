@@ -1,6 +1,5 @@
 """`quantkit plan`: what a model takes and what fits this machine, before anything is downloaded or converted."""
 
-import re
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -17,6 +16,7 @@ from quantkit.cli.options import (
     OfflineOption,
     context_option,
     parse_gpu_layers,
+    parse_memory,
     parse_size,
 )
 from quantkit.cli.output import Out
@@ -26,8 +26,6 @@ from quantkit.units import human_bytes
 
 if TYPE_CHECKING:
     from quantkit.planning.phones import Phone
-
-_PLAIN_NUMBER = re.compile(r"^\s*-?\d+(\.\d+)?\s*$")
 
 
 def plan(
@@ -174,25 +172,16 @@ def _layers(text: str) -> int | None:
 def _machine(vram: str | None, ram: str | None, unified: str | None) -> Machine:
     here = this_machine()
     if unified is not None:
-        shared = _budget(unified, "--unified")
+        shared = parse_memory(unified, "--unified")
         return replace(here, ram=shared, vram=unified_vram(shared), vrams=(), unified=True, gpu_name="")
     if vram is not None:
         none = vram.strip().lower() in ("0", "none")
-        sizes = () if none else tuple(_budget(part, "--vram") for part in vram.split(","))
+        sizes = () if none else tuple(parse_memory(part, "--vram") for part in vram.split(","))
         name = here.gpu_name if here.vram else ""
         here = replace(here, vram=sum(sizes), vrams=sizes if len(sizes) > 1 else (), unified=False, gpu_name=name)
     if ram is not None:
-        here = replace(here, ram=_budget(ram, "--ram"))
+        here = replace(here, ram=parse_memory(ram, "--ram"))
     return here
-
-
-def _budget(text: str, option: str) -> int:
-    """A size with its unit; a number without a unit, which would be bytes, is refused."""
-    if text.strip().startswith("-"):
-        raise UsageError(f"{option} {text!r} is negative; write the memory there is, such as 8G")
-    if _PLAIN_NUMBER.match(text):
-        raise UsageError(f"{option} {text!r} has no unit; write {text.strip()}G for gigabytes")
-    return parse_size(text, option)
 
 
 def _bandwidths(text: str | None, gpus: int) -> dict[str, tuple[float, str]]:

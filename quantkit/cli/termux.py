@@ -15,6 +15,7 @@ from quantkit.cli.options import (
     ParameterOption,
     SystemOption,
     output_option,
+    parse_memory,
     parse_size,
 )
 from quantkit.cli.output import Out
@@ -70,7 +71,7 @@ def termux(
         gguf=gguf,
         figures=figures,
         size=parse_size(size, "--size") if size else None,
-        memory=parse_size(ram, "--ram") if ram is not None else None,
+        memory=parse_memory(ram, "--ram") if ram is not None else None,
         offline=offline,
     )
     with out.progress() as progress:

@@ -109,3 +109,13 @@ def test_a_mistyped_command_or_a_type_of_another_command_is_told_what_to_write(
 def test_the_help_of_convert_names_every_folder() -> None:
     (option,) = (option for option in load_command("convert").params if "-t" in option.opts)
     assert set(FORMATS) <= set(re.findall(r"[\w-]+", getattr(option, "help", "")))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("ollama", "m.gguf", "--name", "me/m", "--gpu-layers", "auto", "--vram"), ("termux", "--gguf", "m.gguf", "--ram")],
+)
+def test_a_memory_without_a_unit_is_refused(words: tuple[str, ...], tmp_path: Path) -> None:
+    answer = quantkit(*words, "8", cwd=tmp_path)
+    assert answer.code == 2 and f"{words[-1]} '8' has no unit; write 8G for gigabytes" in answer.sentence, answer
+    assert f"{words[-1]} must be greater than zero" in quantkit(*words, "0", cwd=tmp_path).sentence
