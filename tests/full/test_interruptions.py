@@ -21,8 +21,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
 
 
 def some(run: str, case: Case, count: int, points: int) -> list[int]:
-    """Operations of the second half of a run, which has something to lose then."""
-    return random.Random(run + case.name).sample(range(count // 2, count + 1), points)
+    """Operations of the second half of a run, which has something to lose then; the last one is among them."""
+    return [*random.Random(run + case.name).sample(range(count // 2, count), points - 1), count]
 
 
 @pytest.mark.parametrize("case", PAUSES, ids=lambda case: case.name)

@@ -115,7 +115,7 @@ class FaultyRuns:
         return faults
 
     def _wait_for_stop(self) -> int:
-        until = time.monotonic() + 60
+        until = time.monotonic() + 300
         while not (pid := _STATE.unpack((self.folder / "state").read_bytes())[3]) or not _is_stopped(pid):
             assert time.monotonic() < until, "the operation does not come"
             time.sleep(0.002)

@@ -30,6 +30,17 @@ def test_a_finished_unit_is_current_until_its_files_or_inputs_change(tmp_path: P
     assert not journal.current("q4_0", "a")
 
 
+@pytest.mark.parametrize("name", ["out.gguf", "m.bake.journal"])
+def test_a_unit_whose_file_or_journal_was_removed_does_not_finish(name: str, tmp_path: Path) -> None:
+    file = tmp_path / "out.gguf"
+    journal = opened(tmp_path)
+    journal.start("q4_0", "a", [file])
+    file.write_bytes(b"x")
+    (tmp_path / name).unlink()
+    with pytest.raises(OutputError, match=f"{name} was removed during the bake; run the command again"):
+        journal.finish("q4_0", "a", [file], {})
+
+
 def test_what_somebody_else_left_is_not_ours(tmp_path: Path) -> None:
     file = tmp_path / "out.gguf"
     journal = opened(tmp_path)

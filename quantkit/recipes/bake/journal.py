@@ -96,10 +96,17 @@ class BakeJournal:
         self._file.sync()
 
     def finish(self, unit: str, fingerprint: str, files: Sequence[Path], record: Mapping[str, Any]) -> None:
-        """Record that the unit is finished and wrote `files`; `record`, of JSON, is kept with it."""
+        """Record that the unit is finished and wrote `files`; `record`, of JSON, is kept with it.
+
+        Raises OutputError: the journal is not writable, or it or one of `files` was removed meanwhile.
+        """
         line = {"unit": unit, "state": "finished", "fingerprint": fingerprint, "files": stamps(files, self.root)}
         self._append(line | {"record": dict(record)})
         self._file.sync()
+        # the journal too: an open file that was removed can still be written
+        for path in (*files, self.path):
+            if not path.exists():
+                raise OutputError(f"{path} was removed during the bake; run the command again")
 
     def record(self, unit: str) -> dict[str, Any]:
         """The record of the unit's latest finish."""
