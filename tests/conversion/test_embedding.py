@@ -16,6 +16,7 @@ from quantkit.quant.feedback import quantize_with_feedback
 from quantkit.stream.rounded import with_embedding
 from quantkit.stream.stream import Stream
 from quantkit.texts.samples import SampleRequest, load_samples
+from quantkit.verify import files
 from quantkit.workers import SERIAL
 from tests.helpers.command import quantkit
 from tests.helpers.real import smollm2_or_skip
@@ -71,18 +72,30 @@ def test_real_weights_that_gain_little_are_rounded_alone(tmp_path: Path) -> None
 @pytest.mark.parametrize("tied", [False, True])
 def test_an_embedding_that_is_the_head_keeps_llama_cpps_bytes(tied: bool, quality: str, tmp_path: Path) -> None:
     source = by_attention(tmp_path / "model", tied=tied)
-    files = {}
+    made = {}
     for out, words in (("plain", ()), ("ours", ("--quality", quality, *CUT))):
         answer = quantkit("gguf", source, "-t", "q4_0", "-t", "f16", *words, "-o", tmp_path / out)
         assert answer.code == 0, answer.stderr
-        files[out] = {path.stem[-4:]: path for path in (tmp_path / out).rglob("*.gguf")}
+        made[out] = {path.stem[-4:]: path for path in (tmp_path / out).rglob("*.gguf")}
     for kind in ("Q4_0", "-F16"):
         ours, plain = (
             {tensor.name: tensor for tensor in GGUFReader(of[kind]).tensors}["token_embd.weight"]
-            for of in (files["ours"], files["plain"])
+            for of in (made["ours"], made["plain"])
         )
         assert ours.tensor_type == plain.tensor_type
         assert np.array_equal(ours.data, plain.data) == (tied or kind == "-F16")
     record = json.loads(next((tmp_path / "ours").rglob("quantkit.json")).read_text())["outputs"]
-    of_q4_0 = record[files["ours"]["Q4_0"].stem]["feedback"]["without_feedback"]
+    of_q4_0 = record[made["ours"]["Q4_0"].stem]["feedback"]["without_feedback"]
     assert ("token_embd.weight" in of_q4_0) == tied
+
+
+def test_its_own_error_may_be_twice_that_of_the_type(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ("gguf", by_attention(tmp_path / "model"), "-t", "q4_0", "--quality", "best", *CUT)
+    assert quantkit(*words, "-o", tmp_path / "out").code == 0
+    record = json.loads(next((tmp_path / "out").rglob("quantkit.json")).read_text())["outputs"]["model-Q4_0"]
+    error = record["relative_error"]["token_embd.weight"]
+    monkeypatch.setitem(files.ERROR_BOUND, Q4_0, 0.7 * error)
+    assert quantkit(*words, "-o", tmp_path / "allowed").code == 0
+    monkeypatch.setattr(files, "EMBEDDING_FACTOR", 1.0)
+    answer = quantkit(*words, "-o", tmp_path / "refused")
+    assert answer.code != 0 and "token_embd.weight" in answer.stderr
