@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 from gguf import GGMLQuantizationType
@@ -15,7 +16,7 @@ from quantkit.gguf.kernels import dequantize_rows, quantize_rows
 from quantkit.quant.embedding import STATE_PARTS, costs
 from quantkit.quant.feedback import Curvature, curvature, quantize_with_feedback
 from quantkit.quant.grid import Array
-from quantkit.stream.layer import keys_of, names_outside_experts
+from quantkit.stream.layer import LayerWeights, keys_of, names_outside_experts
 from quantkit.stream.rounded import with_embedding
 from quantkit.stream.stream import Stream
 from quantkit.workers import Workers
@@ -49,15 +50,21 @@ class EmbeddingTrial:
         self._wanted = self._received(self._rows)
         self._alone = {kind: self._error(kind, quantize_rows(kind, self._rows)) for kind in self._kinds}
         hidden = self._rows.shape[1]
-        found = costs(self._layer, lambda name: self._tensors[name], hidden)
-        best = self._try(found.state)
-        if found.linears:
+        of_layer = costs(self._layer, lambda name: self._tensors[name], hidden)
+        best = self._try(of_layer.state)
+        if of_layer.linears:
             part, *others = STATE_PARTS
-            tried = [(self._try(found.with_state(base, part)), base) for base in found.bases()]
+            tried = [(self._try(of_layer.with_state(base, part)), base) for base in of_layer.bases()]
             first, base = min(tried, key=lambda one: one[0].ratio)
-            candidates = [best, first, *(self._try(found.with_state(base, part)) for part in others)]
+            candidates = [best, first, *(self._try(of_layer.with_state(base, part)) for part in others)]
             best = min(candidates, key=lambda one: one.ratio)
         return {kind: best.by for kind in best.gaining if best.by is not None}
+
+    @cached_property
+    def _weights(self) -> LayerWeights:
+        """The first layer's tensors on the device, for runs that end at the feed-forward's input."""
+        assert self._entry is not None
+        return replace(self._stream.weights(self._tensors, keys_of((self._entry,))), until=self._entry.key)
 
     def _try(self, metric: Array) -> "_Tried":
         try:
@@ -75,22 +82,21 @@ class EmbeddingTrial:
 
     def _error(self, kind: GGMLQuantizationType, data: NDArray[np.uint8]) -> float:
         tiny = np.finfo(np.float32).tiny
-        seen = self._received(dequantize_rows(kind, data, self._rows.shape[1]))
+        received = self._received(dequantize_rows(kind, data, self._rows.shape[1]))
         energy = np.maximum((self._wanted * self._wanted).sum(1), tiny)
-        return float(max((((seen - self._wanted) ** 2).sum(1) / energy).mean(), tiny))
+        return float(max((((received - self._wanted) ** 2).sum(1) / energy).mean(), tiny))
 
     def _received(self, rows: Array) -> Array:
         """The feed-forward's input (n, width) with these rows of the embedding, for the tokens of the first samples."""
         stream, entry = self._stream, self._entry
         assert entry is not None
-        weights = replace(stream.weights(self._tensors, keys_of((entry,))), until=entry.key)
         decoder = with_embedding(
             stream.decoder, lambda start, stop: rows[np.searchsorted(self._ids, range(start, stop))]
         )
 
         def one(sample: int) -> Array:
             x = place(decoder.embed(stream.tokens[sample].tolist()), stream.options.device)
-            received: Array = fetch(stream.input_of(0, entry.key, weights, sample, x))
+            received: Array = fetch(stream.input_of(0, entry.key, self._weights, sample, x))
             return received
 
         return np.concatenate([one(sample) for sample in range(min(_SAMPLES, len(stream.tokens)))])
