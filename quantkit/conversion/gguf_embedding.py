@@ -1,7 +1,7 @@
 """The embedding of GGUF files, rounded with error feedback for what the first layer makes of it.
 
 llama.cpp rounds each weight of it alone. Here the rows are rounded by a sum of `quant.embedding`. An embedding that is
-the head too keeps llama.cpp's bytes: its types are of 6 bits and more.
+the head too keeps llama.cpp's bytes: it gets a type of more bits, in most files Q6_K or Q8_0.
 """
 
 from functools import cached_property, partial
