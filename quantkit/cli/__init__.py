@@ -16,6 +16,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from quantkit import __version__
+from quantkit.cli.empty_values import refuse_empty
 from quantkit.cli.errors import Interrupted, explain
 from quantkit.cli.loading import begin_loading, end_loading
 from quantkit.cli.option_numbers import wrong_number
@@ -89,6 +90,8 @@ class _Command(TyperCommand):
         # a prompt without its option is told from other words that are too many
         ctx.allow_extra_args = any("--prompt" in parameter.opts for parameter in self.params)
         try:
+            if not ctx.resilient_parsing:
+                refuse_empty(self.params, self.make_parser(ctx).parse_args(args=list(args))[0])
             more = super().parse_args(ctx, args)
             if more and not ctx.resilient_parsing:  # a shell completes what is not whole yet
                 raise UsageError(f"unexpected argument {more[0]!r}; pass the prompt with -p {quote(' '.join(more))}")

@@ -22,7 +22,7 @@ RANGED = [
         (("gguf", "x", "--samples", "0"), "--samples '0' is not a whole number of at least 1"),
         (("gguf", "x", "--samples", "1.5"), "--samples '1.5' is not a whole number of at least 1"),
         (("serve", "x", "--port", "65536"), "--port '65536' is not a whole number from 1 to 65535"),
-        (("serve", "x", "--parallel", ""), "--parallel '' is not a whole number from 1 to 256"),
+        (("serve", "x", "--parallel", " "), "--parallel ' ' is not a whole number from 1 to 256"),
         (("plan", "x", "--ctx", "99999999"), "--ctx '99999999' is not a whole number from 1 to 16777216"),
         (("run", "x", "-n", "many"), "--max-tokens 'many' is not a whole number of at least 1"),
         (("run", "x", "--temperature", "-1"), "--temperature '-1' is not a number of at least 0"),

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from quantkit.cli import load_command
+from quantkit.cli import COMMANDS, load_command
 from quantkit.packed.registry import FORMATS
-from tests.helpers.command import assert_nothing_final, quantkit, quantkit_process
+from tests.helpers.command import assert_nothing_final, quantkit, quantkit_here, quantkit_process
 from tests.helpers.tiny import tiny_llama
 
 
@@ -17,7 +17,6 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 NO_ADDRESSES = (
-    "",
     "nowhere",
     "ftp://x",
     "https://",
@@ -54,7 +53,7 @@ def test_wrong_words_are_wrong_usage(sound: Path, tmp_path: Path) -> None:
         (("--max-ram", "1M"), "--max-ram"),
         (("--pre", "no-such"), "no-such"),
         (("--name", "../elsewhere"), "--name"),
-        (("--name", ""), "--name '' is not a plain name"),
+        (("--name", "."), "--name '.' is not a plain name"),
         *((("--mirror", address), f"--mirror {address!r} is not a web address") for address in NO_ADDRESSES),
     ):
         answer = quantkit("gguf", sound, "-o", tmp_path / "out", *words)
@@ -119,3 +118,33 @@ def test_a_memory_without_a_unit_is_refused(words: tuple[str, ...], tmp_path: Pa
     answer = quantkit(*words, "8", cwd=tmp_path)
     assert answer.code == 2 and f"{words[-1]} '8' has no unit; write 8G for gigabytes" in answer.sentence, answer
     assert f"{words[-1]} must be greater than zero" in quantkit(*words, "0", cwd=tmp_path).sentence
+
+
+WITH_A_VALUE = [
+    (command, max(parameter.opts, key=len))
+    for command in COMMANDS
+    for parameter in load_command(command).params
+    if parameter.param_type_name == "option" and not getattr(parameter, "is_flag", False)
+]
+
+
+def test_every_option_refuses_an_empty_value_unless_it_is_a_text() -> None:
+    texts = [(command, option) for command, option in WITH_A_VALUE if option in ("--system", "--prompt")]
+    assert texts == [("run", "--prompt"), ("run", "--system"), ("ollama", "--system"), ("termux", "--system")]
+    for command, option in WITH_A_VALUE:
+        if (command, option) not in texts:
+            answer = quantkit_here(command, "x", f"{option}=")
+            expected = f"quantkit: {option} is empty; write a value, or leave the option out"
+            assert (answer.code, answer.sentence) == (2, expected), command
+
+
+def test_an_empty_argument_is_not_the_folder_in_which_the_command_runs() -> None:
+    for words, name in (
+        (("gguf", ""), "SOURCE"),
+        (("run", ""), "MODEL.gguf"),
+        (("measure", "x", "y", ""), "CANDIDATE"),
+        (("bake", ""), "RECIPE"),
+        (("card", ""), "FOLDER"),
+    ):
+        answer = quantkit_here(*words)
+        assert (answer.code, answer.sentence) == (2, f"quantkit: {name} is empty; write a value")
