@@ -79,7 +79,7 @@ def plan_conversion(
             *(inputs.samples.warnings if inputs else ()),
             *(without_towers(text_warnings) if projectors else text_warnings),
             *(code_warnings(folders[0].code) if folders else ()),
-            *(text for folder in folders if (text := folder.format.warning(folder.request))),
+            *(text for folder in folders for text in folder.format.warnings(folder.request)),
         ),
         notes=(*notes, *(code_notes(folders[0].code, native.config) if native and folders else ())),
         callback=callback,

@@ -17,11 +17,12 @@ class Awq(IntegerFormat):
     def grid(self, bits: int, group: int | None, *, symmetric: bool) -> Grid:
         return super().grid(bits, group, symmetric=False)
 
-    def warning(self, request: FolderRequest) -> str | None:
-        bits = request.grid.bits
+    def warnings(self, request: FolderRequest) -> tuple[str, ...]:
+        bits, groups = request.grid.bits, super().warnings(request)
         if bits == 4:
-            return None
-        return f"AutoAWQ and most kernels of vLLM load AWQ of 4 bits only; more loaders read GPTQ of {bits} bits"
+            return groups
+        text = f"AutoAWQ and most kernels of vLLM load AWQ of 4 bits only; more loaders read GPTQ of {bits} bits"
+        return (text, *groups)
 
     def why_not(self, grid: Grid, n_in: int, n_out: int, *, last: bool = True) -> str | None:
         return why_not_packed("awq", grid, n_in, n_out)

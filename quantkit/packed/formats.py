@@ -23,6 +23,8 @@ OWN_ALGORITHM = {"awq": "awq", "gptq": "gptq", "w8a8": "smoothquant", "w4a4": "g
 """The algorithm of the formats for which --algorithm does not choose it."""
 SCALING = ("awq", "smoothquant")
 """The algorithms that scale what the source's inputs pass through."""
+# those of vLLM's Marlin kernels and AutoAWQ's Triton kernel, and 16 of GPTQModel, with which transformers loads both
+_READ_GROUPS = (128, 64, 32, -1, 16)
 FOLLOWING = ("awq", "gptq", "w4a16", "w8a16", "w8a8", "w4a4", *MLX_GPTQ)
 """The formats that can be rounded for the inputs of their own rounded layers."""
 Packed = dict[str, NDArray[Any]]
@@ -129,9 +131,12 @@ class Format(ABC):
     def check(self, request: FolderRequest) -> None:  # noqa: B027 (most formats take every request)
         """Raises UsageError for options that the format does not have."""
 
-    def warning(self, request: FolderRequest) -> str | None:
-        """A sentence for options that few loaders read; None for all others."""
-        return None
+    def warnings(self, request: FolderRequest) -> tuple[str, ...]:
+        """Sentences on options that few loaders read."""
+        if self.group_sizes is not None or request.grid.group in _READ_GROUPS:
+            return ()
+        group = request.grid.group
+        return (f"most loaders of {self.label} do not read groups of {group}; use --group-size 128, 64, 32 or -1",)
 
     @abstractmethod
     def why_not(self, grid: Grid, n_in: int, n_out: int, *, last: bool = True) -> str | None:

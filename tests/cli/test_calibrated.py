@@ -154,6 +154,19 @@ def test_widths_that_few_loaders_read_have_a_warning(
     assert ("load AWQ of 4 bits only; more loaders read GPTQ of 3 bits" in answer.stderr) == is_warned
 
 
+@pytest.mark.parametrize(
+    ("kind", "size", "is_warned"), [("awq", 2, True), ("gptq", 1, True), ("w4a16", 8, True), ("gptq", 16, False)]
+)
+def test_a_group_size_that_most_loaders_do_not_read_has_a_warning(
+    kind: str, size: int, is_warned: bool, narrow: Path, tmp_path: Path
+) -> None:
+    words = ("--group-size", str(size), "--dry-run", "-o", tmp_path)
+    answer = quantkit_here("convert", narrow, "-t", kind, *SMALL[:5], *words)
+    assert answer.code == 0, answer.stderr
+    sentence = f"most loaders of {kind.upper()} do not read groups of {size}; use --group-size 128, 64, 32 or -1"
+    assert (sentence in " ".join(answer.stderr.split())) == is_warned, answer.stderr
+
+
 def test_the_gguf_part_is_what_the_importance_matrix_written_and_read_gives(tmp_path: Path) -> None:
     """`quantkit imatrix` and `quantkit gguf --imatrix` are held against llama.cpp's own tools elsewhere."""
     source = tiny_llama(tmp_path / "model", variant="mixtral", intermediate=256)
