@@ -16,9 +16,17 @@ from typing import Any
 from quantkit.errors import OutputError
 from quantkit.files import cannot_write, open_partial
 from quantkit.system import descriptors, processor
+from quantkit.units import listed
 
 FORMAT, VERSION = "quantkit-journal", 2
 _CRC = "crc32"
+_LONGEST_SHOWN = 40
+Settings = Mapping[str, str | None]
+"""What decides the bytes of a run, in the words of the command line: option -> value, None if it is not given.
+
+"SCOPE:OPTION" counts only where both runs have it, as an option of GGUF types does. The value of "another WHAT" or
+"other WHATS", a digest, is not shown.
+"""
 
 
 class DamagedJournal(Exception):
@@ -95,16 +103,25 @@ class JournalFile:
 class Journal:
     """The journal of a conversion or a measurement, open and locked; its steps are tensors and layers.
 
-    Format `quantkit-journal`: the head holds the fingerprint of the plan; `{"finishing": {file: sha256}}` follows the
-    steps once everything is written and checked. `records`: every finished step and what was recorded with it.
+    Format `quantkit-journal`: the head holds the fingerprint of the plan and its settings; `{"finishing": {file:
+    sha256}}` follows the steps once everything is written and checked. `records`: every finished step and what was
+    recorded with it.
     `stale`: partial files of a run that was thrown away. `finishing`: sha256 by file, once only renaming is left.
     """
 
     def __init__(
-        self, path: Path, fingerprint: str, files: Sequence[str], *, force: bool, outlasts_restart: bool = False
+        self,
+        path: Path,
+        fingerprint: str,
+        files: Sequence[str],
+        *,
+        force: bool,
+        settings: Settings | None = None,
+        outlasts_restart: bool = False,
     ) -> None:
         """Open or create the journal of the run that `fingerprint` identifies and that writes `files`.
 
+        `settings`: what the fingerprint covers, to name what differs from another run.
         `outlasts_restart`: finished steps count after a restart of the machine too, because what they wrote is checked.
 
         Raises:
@@ -113,6 +130,8 @@ class Journal:
         """
         self.path = path
         self._head = {"format": FORMAT, "version": VERSION, "fingerprint": fingerprint, "files": list(files)}
+        if settings is not None:
+            self._head["settings"] = dict(settings)
         self.records: dict[str, Any] = {}
         self.stale: list[str] = []
         self.finishing: Mapping[str, str] | None = None
@@ -124,9 +143,11 @@ class Journal:
             self.stale = [] if self.resumed else list(head["files"])
         if head is not None and not self.resumed and not force:
             self._file.close()
+            changes = _changes(head["settings"], settings) if settings and "settings" in head else []
+            which = f"with {listed(changes)}" if changes else "of another source or of other options"
             raise OutputError(
-                f"{path.parent} holds an unfinished run of another source or of other options ({path.name});"
-                " finish it with the same command, or add --force to discard it"
+                f"{path.parent} holds an unfinished run {which}; finish it with the former command, or add --force to"
+                " discard it"
             )
         if not self.resumed:
             self._start()
@@ -185,6 +206,25 @@ class Journal:
     def _start(self) -> None:
         lines = [_line(step, record) for step, record in self.records.items()]
         self._file.start({**self._head, "boot": processor.boot()}, lines)
+
+
+def _changes(before: Settings, now: Settings) -> list[str]:
+    """What differs between two runs; digests only if nothing else does. ["--samples 8 (now 128)"]"""
+    shown, digests = [], []
+    for key in dict.fromkeys((*before, *now)):
+        scope, _, name = key.rpartition(":")
+        old, new = before.get(key), now.get(key)
+        if old == new or (scope and not (key in before and key in now)):
+            continue
+        if name.startswith(("another ", "other ")):
+            digests.append(name)
+        elif (old or "").startswith("--"):
+            shown.append(f"{old} (now {new})")
+        elif max(len(old or ""), len(new or "")) > _LONGEST_SHOWN:
+            shown.append(f"another value of {name}")
+        else:
+            shown.append(f"{name} {old or 'not given'} (now {new or 'not given'})")
+    return list(dict.fromkeys(shown or digests))
 
 
 def _line(step: str, record: Any) -> dict[str, Any]:

@@ -172,3 +172,37 @@ def test_after_a_restart_a_damaged_journal_of_another_run_is_not_discarded(
     monkeypatch.setattr("quantkit.system.processor.boot", lambda: "another start")
     with pytest.raises(OutputError, match="holds an unfinished run of another source"):
         Journal(path, "another plan", [], force=False)
+
+
+@pytest.mark.parametrize(
+    ("former", "now", "which"),
+    [
+        ({"--samples": "8"}, {"--samples": "128"}, "with --samples 8 (now 128)"),
+        (
+            {"--type": "q4_0", "--pre": None, "another text": "a"},
+            {"--type": "q8_0", "--pre": "qwen2", "another text": "b"},
+            "with --type q4_0 (now q8_0) and --pre not given (now qwen2)",
+        ),
+        ({"another text": "a"}, {"another text": "b"}, "with another text"),
+        ({"gptq:--sym": "--sym"}, {"gptq:--sym": "--asym"}, "with --sym (now --asym)"),
+        ({"--skip": "x" * 41}, {"--skip": "y"}, "with another value of --skip"),
+        (
+            {"--type": "awq, gptq", "awq:--bits": "3", "gptq:--bits": "3"},
+            {"--type": "awq, gptq", "awq:--bits": "4", "gptq:--bits": "4"},
+            "with --bits 3 (now 4)",
+        ),
+        # an option of a type that only one of the runs has
+        ({"--type": "awq", "awq:--bits": "3"}, {"--type": "q4_0"}, "with --type awq (now q4_0)"),
+        # a journal of an older quantkit
+        (None, {"--type": "q4_0"}, "of another source or of other options"),
+    ],
+)
+def test_another_run_is_refused_with_the_options_that_differ(
+    former: dict[str, str | None] | None, now: dict[str, str | None], which: str, tmp_path: Path
+) -> None:
+    Journal(tmp_path / "journal", "plan", [], force=False, settings=former).close()
+    with pytest.raises(OutputError) as error:
+        Journal(tmp_path / "journal", "other", [], force=False, settings=now)
+    assert str(error.value) == (
+        f"{tmp_path} holds an unfinished run {which}; finish it with the former command, or add --force to discard it"
+    )

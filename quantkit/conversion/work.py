@@ -46,7 +46,7 @@ def open_work(plan: ConversionPlan, *, force: bool) -> Iterator[Journal]:
     """
     make_partial_folder(plan.work)
     partial = [str(partial_path(path).relative_to(plan.output)) for path in plan.paths]
-    journal = Journal(plan.work / "journal", plan.fingerprint, partial, force=force)
+    journal = Journal(plan.work / "journal", plan.fingerprint, partial, force=force, settings=plan.settings)
     try:
         if not journal.resumed:
             _clear(plan, journal)

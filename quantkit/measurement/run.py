@@ -1,7 +1,5 @@
 """Compare models with a reference on texts. The result is one document; a killed run resumes."""
 
-import hashlib
-import json
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +17,7 @@ from quantkit.measurement.comparison import ComparedModel, Comparison
 from quantkit.measurement.costs import Costs, measure_costs
 from quantkit.measurement.document import SCHEMA
 from quantkit.measurement.encoders import encoder_records
+from quantkit.measurement.fingerprint import measurement_fingerprint, measurement_settings
 from quantkit.measurement.subjects import Subject, check_vocabularies
 from quantkit.measurement.summary import failures, quality_document
 from quantkit.progress import SILENT, Progress
@@ -103,7 +102,18 @@ def measure_subjects(
         reference.windows(text, n_ctx=options.n_ctx, n_chunks=options.n_chunks) for text in _with_unique_names(texts)
     ]
     with ExitStack() as stack:
-        _begin(work, _fingerprint(subjects, windows), stack, force=options.force)
+        make_folder(work)
+        journal = Journal(
+            work / "journal",
+            measurement_fingerprint(subjects, windows),
+            [],
+            force=options.force,
+            settings=measurement_settings(subjects, windows, n_ctx=options.n_ctx, n_chunks=options.n_chunks),
+            # The records have checksums, so those from before a restart of the machine count.
+            outlasts_restart=True,
+        )
+        stack.callback(journal.close)
+        _begin(work, journal)
         compared = [ComparedModel(subject.engine, subject.name, subject.label) for subject in subjects]
         comparison = Comparison(compared, windows, work, threads=options.threads)
         stack.callback(comparison.close)
@@ -184,12 +194,8 @@ def _with_unique_names(texts: Sequence[Text]) -> list[Text]:
     return list(by_name.values())
 
 
-def _begin(work: Path, fingerprint: str, stack: ExitStack, *, force: bool) -> None:
-    """Lock the work folder, and empty it unless it holds the same measurement."""
-    make_folder(work)
-    # The records have checksums, so those from before a restart of the machine count.
-    journal = Journal(work / "journal", fingerprint, [], force=force, outlasts_restart=True)
-    stack.callback(journal.close)
+def _begin(work: Path, journal: Journal) -> None:
+    """Empty the work folder unless it holds the same measurement."""
     if _BEGUN not in journal.done:
         for path in work.iterdir():
             if path.is_dir():
@@ -198,17 +204,6 @@ def _begin(work: Path, fingerprint: str, stack: ExitStack, *, force: bool) -> No
                 path.unlink()
         journal.finished(_BEGUN)
         journal.sync()
-
-
-def _fingerprint(subjects: Sequence[Subject], windows: Sequence[Windows]) -> str:
-    """A digest of the weights and the token ids, on which the records depend."""
-    digest = hashlib.sha256(__version__.encode())
-    for subject in subjects:
-        digest.update(subject.fingerprint.encode())
-    for text in windows:
-        digest.update(json.dumps(text.tokens.shape).encode())
-        digest.update(text.tokens.tobytes() + text.targets.tobytes())
-    return digest.hexdigest()
 
 
 def _model(

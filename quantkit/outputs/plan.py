@@ -10,6 +10,7 @@ from quantkit.families.base.multimodal import TOWERS_LEFT_OUT, VISION_LEFT_OUT
 from quantkit.families.base.native import Native
 from quantkit.gguf.blocks import FORMATS as BLOCKS
 from quantkit.gguf.file_types import FileType
+from quantkit.journal import Settings
 from quantkit.outputs.bridged_projector import BridgedProjectors
 from quantkit.outputs.calibration import CalibrationPlan, CalibrationRequest, ImatrixOutput
 from quantkit.outputs.callback import CallbackPlan
@@ -79,6 +80,7 @@ class ConversionPlan:
 
     `calibration`: of a source with a family, layer by layer; `callback`: of another source, by llama.cpp.
     `fingerprint` is a hash of all that decides the bytes of the outputs: only a run with the same one is resumed.
+    `settings` names what it covers.
     `native`: the source of folders and of the calibration. `bridged`: projectors that llama.cpp's converter writes;
     their size is known only when it has read the headers.
     """
@@ -93,6 +95,7 @@ class ConversionPlan:
     imatrix: ImatrixOutput | None
     threads: int
     fingerprint: str
+    settings: Settings
     warnings: tuple[str, ...]
     notes: tuple[str, ...]
     native: Native | None = None
@@ -105,7 +108,8 @@ class ConversionPlan:
         """The plan that also writes these projectors."""
         warnings = tuple(without_towers(self.warnings))
         fingerprint = projectors.fingerprint(self.fingerprint)
-        return replace(self, bridged=projectors, warnings=warnings, fingerprint=fingerprint)
+        settings = {**self.settings, "--mmproj": ", ".join(kind.name for kind in projectors.types)}
+        return replace(self, bridged=projectors, warnings=warnings, fingerprint=fingerprint, settings=settings)
 
     @property
     def gguf_passes(self) -> tuple[GgufPlan, ...]:

@@ -24,6 +24,7 @@ from quantkit.outputs.model import Model, origin_of
 from quantkit.outputs.packed_folders import FolderPlan, FolderRequest, all_layers, plan_folder_of
 from quantkit.outputs.plan import ConversionPlan, ConversionRequest, without_towers
 from quantkit.outputs.projector import ProjectorRequest, plan_projectors
+from quantkit.outputs.settings import conversion_settings
 from quantkit.outputs.templates import model_with_template
 from quantkit.packed.registry import FORMATS
 from quantkit.texts.samples import Samples
@@ -73,6 +74,7 @@ def plan_conversion(
         imatrix=imatrix,
         threads=gguf.threads if gguf and not inputs else threads,
         fingerprint=conversion_fingerprint(source, inputs, folders, (gguf, projectors), imatrix),
+        settings=conversion_settings(source, request, inputs.samples if inputs else None),
         native=native,
         warnings=(
             *(source.notes if isinstance(source, Checkpoint) else ()),
@@ -180,7 +182,6 @@ def _check_gguf(request: GgufRequest) -> None:
         _check_target(request)
     if request.solver == "feedback" and not request.calibrate:
         raise UsageError("--solver feedback needs a calibration; leave out --imatrix and --no-imatrix")
-
     if request.reorder and request.solver != "feedback":
         raise UsageError("--reorder-neurons needs a calibration; add --solver feedback")
 

@@ -98,14 +98,14 @@ def test_a_resumed_run_refuses_a_changed_adapter_or_scale(base: Path, tmp_path: 
         patch.setattr(run_module, "write_records", _stop)
         assert quantkit(*words).code != 0
     assert (tmp_path / "out" / "base-chat-conversion.partial").exists()
-    assert "unfinished run" in quantkit(*words, "--adapter-scale", "2").sentence
+    assert "unfinished run with --adapter-scale 1 (now 2);" in quantkit(*words, "--adapter-scale", "2").sentence
     settings = (adapter / "adapter_config.json").read_text()
     adapter_settings(adapter, lora_alpha=7)
-    assert "unfinished run" in quantkit(*words).sentence
+    assert "unfinished run with another adapter;" in quantkit(*words).sentence
     (adapter / "adapter_config.json").write_text(settings)
     (adapter / "adapter_model.safetensors").rename(tmp_path / "kept")
     write_adapter(adapter, base, AdapterCase(("q_proj",), seed=1))
-    assert "unfinished run" in quantkit(*words).sentence
+    assert "unfinished run with another adapter;" in quantkit(*words).sentence
     (tmp_path / "kept").replace(adapter / "adapter_model.safetensors")
     resumed = quantkit(*words, "--format", "json")
     assert resumed.code == 0, resumed.stderr

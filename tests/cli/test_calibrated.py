@@ -87,7 +87,8 @@ def test_a_run_with_other_texts_does_not_resume_that_of_the_first(narrow: Path, 
     with interrupted, pytest.raises(KeyboardInterrupt):
         quantkit_here("gptq", narrow, *SMALL, *texts, "-o", tmp_path)
     other = quantkit_here("gptq", narrow, *SMALL, *texts[2:], *texts[:2], "-o", tmp_path)
-    assert other.code == 1 and "unfinished run" in other.sentence
+    changed = f"--calibration {text.name}, default (now default, {text.name})"
+    assert other.code == 1 and f"unfinished run with {changed}; finish it" in other.sentence
     same = quantkit_here("gptq", narrow, *SMALL, *texts, "-o", tmp_path, "--format", "json")
     assert same.code == 0 and json.loads(same.stdout)["resumed_layers"] == 2
 

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import time
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -196,6 +197,15 @@ def test_an_unfinished_measurement_of_something_else_is_not_thrown_away_unasked(
     assert refused.code == 1 and "--force" in refused.sentence
     assert (work / "model-0.records").exists()
     assert measure(here, "model", "-o", "mine", "--force").code == 0
+
+
+def test_an_unfinished_measurement_is_refused_with_the_options_that_differ(here: Path) -> None:
+    stopped = patch("quantkit.measurement.run.Comparison.run", side_effect=KeyboardInterrupt)
+    with stopped, pytest.raises(KeyboardInterrupt):
+        measure(here, "model", "-o", "stopped")
+    refused = measure(here, "model", "model-GGUF/model-Q8_0.gguf", "-o", "stopped", "--chunks", "2")
+    changes = "the candidates not given (now model-Q8_0) and --chunks not given (now 2)"
+    assert refused.code == 1 and f"holds an unfinished run with {changes}; finish it" in refused.sentence
 
 
 BAD = {

@@ -411,7 +411,7 @@ def test_a_run_that_was_stopped_goes_on_only_with_its_own_options_or_is_thrown_a
     with pytest.raises(Stopped):
         run(deep, tmp_path, progress=StopAfter(5))
     others = (FOUR_BIT[0], FolderRequest("gptq", Grid(4, 32, symmetric=False)))
-    with pytest.raises(OutputError, match="unfinished run of another source or of other options"):
+    with pytest.raises(OutputError, match=r"unfinished run with --sym \(now --asym\); finish"):
         run(deep, tmp_path, others)
     assert layers_done(tmp_path) == 5
     # another number of threads is no other run, and one layer less is there than was begun

@@ -87,7 +87,7 @@ def test_a_resumed_run_skips_what_is_done_and_refuses_other_options(checkpoint: 
     interrupted(checkpoint, tmp_path, lines=5)
     other = quantkit("gguf", checkpoint, "-t", "q5_0", "-o", tmp_path, "--no-logits")
     assert other.code == 1
-    assert "unfinished run" in other.sentence
+    assert f"unfinished run with --type {', '.join(TYPES[1::2])} (now q5_0); finish it" in other.sentence
     resumed = quantkit("gguf", checkpoint, *TYPES, "-o", tmp_path, "--no-logits", "--format", "json")
     assert resumed.code == 0, resumed.stderr
     assert json.loads(resumed.stdout)["resumed_tensors"] >= 5
@@ -107,7 +107,7 @@ def test_a_changed_source_is_not_resumed(tmp_path: Path) -> None:
     tiny_llama(folder, variant="llama3", hidden=512, intermediate=1536, layers=4, heads=8, seed=1)
     answer = quantkit("gguf", folder, *TYPES, "-o", tmp_path, "--no-logits")
     assert answer.code == 1
-    assert "another source" in answer.sentence
+    assert "unfinished run with other files of the source;" in answer.sentence
 
 
 def interrupted(checkpoint: Path, folder: Path, *, lines: int) -> Path:

@@ -233,7 +233,7 @@ def test_another_converter_does_not_resume_the_run_of_the_first(checkpoint: Path
     first = write_converter(tmp_path / "first", TENSOR="os._exit(7) if len(shape) == 1 else None")
     assert convert(checkpoint, first, tmp_path).code == 1
     answer = convert(checkpoint, write_converter(tmp_path / "second"), tmp_path)
-    assert "holds an unfinished run of another source or of other options" in answer.sentence
+    assert "holds an unfinished run with another converter;" in answer.sentence
 
 
 @pytest.mark.parametrize(
