@@ -87,7 +87,9 @@ def _more(model: Model, text: Text) -> list[str]:
     on = model.on(text.name)
     sentences = []
     if on is not None and on.ratio is not None and abs(on.ratio.value - 1) <= 2 * (on.ratio.error or 0.0):
-        sentences.append("The change of perplexity is within two standard errors; only a longer text can tell it from none.")
+        sentences.append(
+            "The change of perplexity is within two standard errors; only a longer text can tell it from none."
+        )
     if on is not None and on.top1 is not None:
         sentences.append(f"The most likely token is the reference's {percent(on.top1)} of the time.")
     others = [on for on in model.quality if on.text != text.name and on.ratio is not None]

@@ -327,6 +327,15 @@ def test_the_cards_commands_run_as_they_stand(gguf: Path) -> None:
     assert "quantkit termux --gguf Tiny-Q4_0.gguf -o termux.sh" in local
 
 
+def test_the_phone_command_of_a_model_without_a_chat_template_runs(outputs: Path, tmp_path: Path) -> None:
+    made = quantkit("gguf", outputs.parent / "Tiny", "-t", "q4_0", "--chat-template", "none", cwd=tmp_path)
+    assert made.code == 0, made.stderr
+    folder = tmp_path / "Tiny-GGUF"
+    (line,) = re.findall(r"^quantkit termux .*", card_of(folder, model=CardModel("Tiny")), re.MULTILINE)
+    answer = quantkit(*shlex.split(line)[1:], cwd=folder)
+    assert answer.code == 0 and (folder / "termux.sh").exists(), answer.stderr
+
+
 def test_a_split_model_is_one_row_and_no_command_that_cannot_take_it(outputs: Path, tmp_path: Path) -> None:
     folder = tmp_path / "out" / "Tiny-GGUF"
     made = quantkit(

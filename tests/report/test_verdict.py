@@ -17,7 +17,9 @@ def test_the_best_comes_first_then_the_smallest_that_is_close_then_the_smallest(
 def test_a_change_beyond_two_errors_is_not_called_none() -> None:
     document = sample()
     document["models"][1]["quality"][0]["perplexity_ratio"]["error"] = 0.0002
-    assert not any("only a longer text can tell it from none" in sentence for sentence in verdict(read_report(document)))
+    assert not any(
+        "only a longer text can tell it from none" in sentence for sentence in verdict(read_report(document))
+    )
 
 
 def test_a_larger_and_worse_candidate_is_named() -> None:

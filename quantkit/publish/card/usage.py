@@ -50,7 +50,9 @@ def gguf_commands(facts: CardFacts) -> Mapping[str, list[str]]:
         commands["Ollama"].append(f"ollama run {shlex.quote(facts.model.ollama_name)}")
     if weights.bytes <= PHONE and len(weights.files) == 1:
         url = f"https://huggingface.co/{repo}/resolve/main/{quote(weights.path)}" if repo else path
-        commands["a phone"] = [f"quantkit termux --gguf {shlex.quote(url) if repo else url} -o termux.sh"]
+        # termux refuses a file without a template unless it is told that there is none
+        completes = "" if facts.description.template is not None else " --chat-template none"
+        commands["a phone"] = [f"quantkit termux --gguf {shlex.quote(url) if repo else url}{completes} -o termux.sh"]
     if repo:
         commands["llama.cpp"].append(f"llama-server -hf {repo}:{tag}")
         if len(weights.files) == 1:  # Ollama does not download split files from the hub
