@@ -65,7 +65,8 @@ def types_page() -> str:
     ]
     head = (
         "GGUF file types for `-t`, with the bits of a weight for a Llama 3 8B. A type marked *yes* needs an importance"
-        " matrix\n(`--imatrix` or `--calibrate`). `convert` also takes `awq` and `gptq`.\n\n"
+        " matrix\n(`--imatrix` or `--calibrate`). `convert` also takes types of"
+        "\n[folders](../guides/serving-formats.md), such as `awq`, `gptq` and `fp8`.\n\n"
         "| type | bits | needs a matrix | |\n|---|---|---|---|\n"
     )
     return "# Types\n\n" + _NOTE + head + "\n".join(rows) + "\n"

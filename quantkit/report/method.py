@@ -20,8 +20,8 @@ def method(report: Report) -> str:
     if reference is not None and report.candidates:
         sentence += (
             f" Changes, KL divergence (nats a token) and the same top token compare each model with {reference.label}"
-            " on the same tokens. So their errors are smaller than perplexity's own. A KL divergence of 0 is that of equal"
-            " probabilities; the same top token is the share of tokens with the same most likely next token."
+            " on the same tokens. So their errors are smaller than perplexity's own. A KL divergence of 0 is that of"
+            " equal probabilities; the same top token is the share of tokens with the same most likely next token."
         )
     return sentence
 
