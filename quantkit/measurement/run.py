@@ -18,7 +18,7 @@ from quantkit.measurement.costs import Costs, measure_costs
 from quantkit.measurement.document import SCHEMA
 from quantkit.measurement.encoders import encoder_records
 from quantkit.measurement.fingerprint import measurement_fingerprint, measurement_settings
-from quantkit.measurement.subjects import Subject, check_vocabularies
+from quantkit.measurement.subjects import Subject, check_context, check_vocabularies
 from quantkit.measurement.summary import failures, quality_document
 from quantkit.progress import SILENT, Progress
 from quantkit.system import processor
@@ -98,6 +98,7 @@ def measure_subjects(
     start = time.monotonic()
     reference = subjects[0]
     check_vocabularies(reference, subjects[1:], warn)
+    check_context(reference, options.n_ctx, warn)
     windows = [
         reference.windows(text, n_ctx=options.n_ctx, n_chunks=options.n_chunks) for text in _with_unique_names(texts)
     ]

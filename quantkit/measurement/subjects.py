@@ -152,6 +152,16 @@ def check_vocabularies(reference: Subject, candidates: Sequence[Subject], warn: 
             )
 
 
+def check_context(reference: Subject, n_ctx: int, warn: Callable[[str], object]) -> None:
+    """Warn of windows of more tokens than the reference was trained for."""
+    shape = reference.description.shape
+    if shape.context is not None and shape.rope_scaling is None and n_ctx > shape.context:
+        warn(
+            f"{reference.name} was trained for {shape.context} tokens, so its perplexity rises in windows of {n_ctx};"
+            f" use --ctx {shape.context}"
+        )
+
+
 def _gguf(path: Path, threads: int) -> Subject:
     if path.is_file() and read_header(path).answers_a_text:
         raise UnsupportedError(

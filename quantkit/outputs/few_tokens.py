@@ -1,4 +1,4 @@
-"""What the user is told of a calibration that is too short for the corrections of `--quality best`."""
+"""What the user is told of a calibration with too few tokens, or with samples that are too long for the model."""
 
 from dataclasses import dataclass
 
@@ -25,7 +25,23 @@ class _Widest:
         return least if least <= EXPERT_FLOOR else least / self.share
 
 
-def few_tokens_warning(plan: ConversionPlan) -> tuple[str, ...]:
+def calibration_warnings(plan: ConversionPlan) -> tuple[str, ...]:
+    """Sentences on too few tokens, and on samples of more tokens than the model was trained for."""
+    return (*_long_samples(plan), *_few_tokens(plan))
+
+
+def _long_samples(plan: ConversionPlan) -> tuple[str, ...]:
+    if plan.calibration is None:
+        return ()
+    config, seq_len = plan.calibration.native.config, plan.calibration.samples.tokens.shape[1]
+    context, rope = config.get("max_position_embeddings"), config.get("rope_parameters") or {}
+    is_scaled = config.get("rope_scaling") or rope.get("rope_type", "default") != "default"
+    if not isinstance(context, int) or is_scaled or not 0 < context < seq_len:
+        return ()
+    return (f"{plan.name} was trained for {context} tokens, and samples have {seq_len}; use --seq-len {context}",)
+
+
+def _few_tokens(plan: ConversionPlan) -> tuple[str, ...]:
     """A sentence where the widest input, or an expert's, has fewer than two tokens a channel."""
     calibration = plan.calibration
     if calibration is None or not plan.follows_rounded:

@@ -17,7 +17,7 @@ from quantkit.outputs.calibration_memory import Grams
 from quantkit.outputs.callback import CallbackPlan, plan_callback
 from quantkit.outputs.code_notes import code_notes, code_warnings
 from quantkit.outputs.direct import direct_memory
-from quantkit.outputs.few_tokens import few_tokens_warning
+from quantkit.outputs.few_tokens import calibration_warnings
 from quantkit.outputs.fingerprint import conversion_fingerprint
 from quantkit.outputs.gguf_files import GgufPlan, GgufRequest, plan_gguf
 from quantkit.outputs.model import Model, origin_of
@@ -89,7 +89,7 @@ def plan_conversion(
         max_ram=request.max_ram,
     )
     _check_calibration_memory(plan)
-    return replace(plan, warnings=(*plan.warnings, *few_tokens_warning(plan)))
+    return replace(plan, warnings=(*plan.warnings, *calibration_warnings(plan)))
 
 
 def _check_calibration_memory(plan: ConversionPlan) -> None:

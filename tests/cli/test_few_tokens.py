@@ -1,5 +1,6 @@
-"""The warning of `--quality best` where the calibration has few tokens for the width of an input."""
+"""The warnings of a calibration with few tokens for the width of an input, and of samples too long for the model."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -42,3 +43,39 @@ def test_an_expert_sees_its_share_of_the_tokens(width: int, samples: int, sees: 
     if sees is not None:
         assert f"{sees} of them, and its widest input has {width} channels;" in answer.stderr
         assert f"use --samples {samples + 1} or more" in answer.stderr
+
+
+@pytest.mark.parametrize(
+    ("context", "scaling", "is_warned"), [(32, None, True), (33, None, False), (32, "linear", False)]
+)
+def test_samples_longer_than_the_trained_context_have_a_warning(
+    context: int, scaling: str | None, is_warned: bool, tmp_path: Path
+) -> None:
+    source = with_context(tiny_llama(tmp_path / "model"), context, scaling)
+    words = ("--samples", "4", "--seq-len", "33", "--calibrate", "--dry-run", "-o", tmp_path)
+    answer = quantkit("gguf", source, "-t", "q4_0", *words)
+    assert answer.code == 0, answer.stderr
+    sentence = "model was trained for 32 tokens, and samples have 33; use --seq-len 32"
+    assert (sentence in " ".join(answer.stderr.split())) == is_warned, answer.stderr
+
+
+@pytest.mark.parametrize(("n_ctx", "is_warned"), [(64, True), (32, False)])
+def test_windows_longer_than_the_trained_context_have_a_warning(n_ctx: int, is_warned: bool, tmp_path: Path) -> None:
+    source = with_context(tiny_llama(tmp_path / "model"), 32, None)
+    text = tmp_path / "text.txt"
+    text.write_text("The quick brown fox jumps over the lazy dog. " * 40)
+    answer = quantkit(
+        "measure", source, "--text", text, "--ctx", str(n_ctx), "--chunks", "1", "-o", tmp_path / "report"
+    )
+    assert answer.code == 0, answer.stderr
+    sentence = "model was trained for 32 tokens, so its perplexity rises in windows of 64; use --ctx 32"
+    assert (sentence in " ".join(answer.stderr.split())) == is_warned, answer.stderr
+
+
+def with_context(folder: Path, context: int, scaling: str | None) -> Path:
+    """The checkpoint with another trained context, and a scaling of its positions by two."""
+    config = json.loads((folder / "config.json").read_text())
+    rope = None if scaling is None else {"rope_type": scaling, "factor": 2.0}
+    config |= {"max_position_embeddings": context, "rope_scaling": rope}
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
