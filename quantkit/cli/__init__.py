@@ -104,6 +104,11 @@ class _Command(TyperCommand):
             error.message = error.message.removeprefix("Value error, ")
             raise
 
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        # typer puts a required argument into braces, and dots after the dots of its name
+        pieces = [piece.strip("{}").replace("}...", "") for piece in super().collect_usage_pieces(ctx)]
+        return [piece.replace("...]...", "...]") for piece in pieces]
+
     def format_options(self, ctx: Any, formatter: Any) -> None:
         headings: dict[str, list[tuple[str, str]]] = {"Arguments": [], "Options": []}
         for parameter in self.get_params(ctx):
