@@ -81,7 +81,7 @@ def test_a_source_changed_behind_an_unchanged_header_is_not_resumed(source: Path
     changing.write_bytes(data)
     answer = quantkit(*words)
     assert answer.code == 1
-    assert "another source" in answer.sentence
+    assert "unfinished run with other files of the source;" in answer.sentence
 
 
 def test_the_matrix_of_an_earlier_quantization_is_replaced_in_the_keys(tmp_path: Path) -> None:
