@@ -143,7 +143,9 @@ class FeedbackRounder:
                     order = id(matrix.columns), columns is not None
                     if order not in prepared:
                         sums = seen.sums if seen else statistics
-                        prepared[order] = prepare_input(matrix, sums, columns, n_rows, self.workers)
+                        prepared[order] = prepare_input(
+                            matrix, sums, columns, n_rows, self.workers, residual=_is_source(matrix, seen, key)
+                        )
                     importance = _importance(statistics, matrix.columns)
                     if columns is not None:
                         importance = columns.moved.order.squares(importance)
@@ -206,6 +208,11 @@ def without_feedback(output: GgufOutput, rounded: Mapping[str, Sequence[str]]) -
         elif rounded[choice.name]:
             reasons[choice.name] = rounded[choice.name][0]
     return reasons
+
+
+def _is_source(matrix: GgufMatrix, seen: RoundedInput | None, key: LinearKey) -> bool:
+    """Whether the rows of a matrix are those of the source's linear."""
+    return seen is not None and key in seen.source and matrix.has_rows(seen.source[key])
 
 
 def _importance(statistics: Statistics, columns: NDArray[np.int64] | None) -> Array:

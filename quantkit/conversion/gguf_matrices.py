@@ -69,18 +69,24 @@ class GgufMatrix:
         check_finite(floats, tensor, self.first_row + start)
         return rows, floats
 
-    def middle_rows(self, count: int) -> Array:
-        """About `count` rows from the middle, float32 (n, n_in)."""
+    def middle(self, count: int) -> slice:
+        """About `count` rows from the middle."""
         row_step, step = self.tensor.row_step, self.step(count)
         middle = max(0, (self.n_rows - step) // 2) // row_step * row_step
-        return widen(self._stored(middle, min(middle + step, self.n_rows)), self.tensor)
+        return slice(middle, min(middle + step, self.n_rows))
+
+    def middle_rows(self, count: int) -> Array:
+        """Those rows, float32 (n, n_in)."""
+        middle = self.middle(count)
+        return widen(self._stored(middle.start, middle.stop), self.tensor)
 
     def has_rows(self, weight: Array) -> bool:
         """Whether it has the rows of `weight` (n_out, n_in) in the same order, by some of them."""
-        if self.shape != weight.shape:
+        if self.shape != weight.shape or self.tensor.row_step != 1:
             return False
+        columns = slice(None) if self.columns is None else self.columns
         return all(
-            np.array_equal(widen(self._stored(at, at + 1), self.tensor), weight[at : at + 1])
+            np.array_equal(widen(self._stored(at, at + 1), self.tensor)[0], weight[at, columns])
             for at in (0, 1, self.n_rows // 2, self.n_rows - 1)
         )
 

@@ -5,7 +5,7 @@ pass over the model.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -40,19 +40,25 @@ class PreparedInput:
 
 
 def prepare_input(
-    matrix: GgufMatrix, sums: Statistics | AsymmetricSums, move: Move | None, n_rows: int, workers: Workers
+    matrix: GgufMatrix,
+    sums: Statistics | AsymmetricSums,
+    move: Move | None,
+    n_rows: int,
+    workers: Workers,
+    *,
+    residual: bool = True,
 ) -> PreparedInput | str:
     """H of the input, and the correction of the weights; or why H cannot be used.
 
     Of the correction, the part is made that is best for the held-out samples, by some rows of `matrix`.
 
-    n_rows: those of all matrices that read the input.
+    n_rows: those of all matrices that read the input. residual: use S, see `quant.cross`.
     """
     statistics = sums.statistics if isinstance(sums, AsymmetricSums) else sums
     crosses: list[Cross] = []
     if isinstance(sums, AsymmetricSums):
         assert sums.held_out is not None
-        crosses = [sums.cross, sums.held_out]
+        crosses = [cross if residual else replace(cross, residual=None) for cross in (sums.cross, sums.held_out)]
     gram, held_out = statistics.gram, statistics.held_out
     assert gram is not None and held_out is not None
     workers = workers if device(gram) is None else SERIAL
@@ -74,7 +80,9 @@ def prepare_input(
         part = 1.0
         if crosses and trust.error is not None:
             others = trust.fitted or curvature(gram - held_out, count - held.count, **limits)
-            part = held_out_part(place(rows, device(gram)), crosses[0], crosses[1], held_out, others)
+            part = held_out_part(
+                place(rows, device(gram)), crosses[0], crosses[1], held_out, others, matrix.middle(_SAMPLED_ROWS)
+            )
             del others
         del trust  # the next factorisation needs the memory of its factor
         by = curvature(gram, count, **limits)
@@ -110,7 +118,9 @@ class MatrixRounding:
                 kind = target.slot.type
                 if kind not in quantized:
                     if _feeds_back(kind, tensor) and isinstance(prepared, PreparedInput):
-                        wanted = floats if kind not in corrected else floats + corrected[kind].of(floats)
+                        wanted = floats
+                        if kind in corrected:
+                            wanted = floats + corrected[kind].of(floats, rows=slice(start, start + len(floats)))
                         quantized[kind] = quantize_with_feedback(kind, wanted, prepared.curvature, sweeps=self.sweeps)
                     else:
                         quantized[kind] = quantize_chunk(kind, rows, floats, tensor, self.importance, target.label)
@@ -132,7 +142,9 @@ class MatrixRounding:
         rows, kinds = matrix.middle_rows(_SAMPLED_ROWS), {target.slot.type for target in targets}.intersection(FORMATS)
         if move is not None and move.moved.part == "down":
             rows = move.moved.order.columns(rows)
-        return {kind: change for kind in kinds if gains(kind, rows, change, self.importance)}
+        return {
+            kind: change for kind in kinds if gains(kind, rows, change, self.importance, matrix.middle(_SAMPLED_ROWS))
+        }
 
     def _write_on_device(
         self,
@@ -154,7 +166,9 @@ class MatrixRounding:
             weight = place(np.concatenate(pieces), device(by.hessian))
             del pieces
             for kind in dict.fromkeys(target.slot.type for target in own):
-                wanted = weight if kind not in corrected else weight + corrected[kind].of(weight)
+                wanted = weight
+                if kind in corrected:
+                    wanted = weight + corrected[kind].of(weight, rows=slice(start, start + len(weight)))
                 rounded = quantize_with_feedback(kind, wanted, by, sweeps=self.sweeps, workers=self.workers)
                 if written is not None:
                     written[start : start + len(rounded)] = dequantize_rows(kind, rounded, n_columns)

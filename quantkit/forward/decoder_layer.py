@@ -17,6 +17,7 @@ from quantkit.forward.kimi_delta import kimi_delta
 from quantkit.forward.kimi_parts import ResidualAttention
 from quantkit.forward.layer import Context, Layer
 from quantkit.forward.layer_inputs import add_layer_input, gated_input
+from quantkit.forward.linears import DOWN, SHARED_DOWN, Input
 from quantkit.forward.mamba import mamba
 from quantkit.forward.mamba2 import mamba2
 from quantkit.forward.parts import Norm
@@ -40,6 +41,27 @@ class DecoderLayer:
         experts = self.architecture.experts
         self.experts = experts if experts and experts.layers(layer.config, layer.number) else None
         self.beside = self.experts.beside if self.experts else None
+
+    def completes(self, entry: Input) -> bool:
+        """Whether the outputs of the input's linear are added to the states of `attend`, and nothing else later is.
+
+        Of routed experts they are all experts' outputs together. An output times `output_scale` is added.
+        """
+        of, experts = self.architecture, self.experts
+        if of.altup or of.hyper_connections or of.residual_attention or of.channel_mix or of.after_feed:
+            return False
+        if experts is None:
+            return entry.key == DOWN
+        if experts.beside or latent_width(experts, self.layer):
+            return False
+        if experts.shared and experts.shared.inner(self.layer.config) and not experts.shared_gate:
+            return entry.key == SHARED_DOWN
+        return entry.expert is not None and entry.key.endswith(".down")
+
+    @property
+    def output_scale(self) -> np.float32:
+        """By which the output of the feed-forward or the experts is multiplied before it is added."""
+        return np.float32(1) if self.architecture.parallel else self._scale()
 
     def __call__(self, x: Array, context: Context) -> Array:
         if self.architecture.altup:

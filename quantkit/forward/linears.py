@@ -7,6 +7,7 @@ from quantkit.forward.parts import Form
 
 PLAIN = Form()
 AFTER_EXPERTS = "experts.up"
+DOWN, SHARED_DOWN = "feed.down", "shared.down"
 
 
 @dataclass(frozen=True)

@@ -95,8 +95,8 @@ class CalibrationMemory:
             return self._kept(inputs) + _loaded(inputs)
 
         def rounding(entry: Input) -> int:
-            # x and x~, which wait for their sums
-            waiting = self._waiting(2 * entry.width) + self._forward([entry])
+            # x, x~ and the states' error, which wait for their sums
+            waiting = self._waiting(2 * entry.width + _residual(entry)) + self._forward([entry])
             scaled = _SCALED_COPIES * entry.width**2 if self.grams.source else 0
             sums = _following(entry, holds_out=self.grams.files)
             return sums + max(waiting, self._quantizing(entry, self._following_copies(entry)) + scaled)
@@ -169,7 +169,13 @@ def _following(entry: Input, *, holds_out: bool) -> int:
     n_rows = sum(linear.n_out for linear in entry.linears)
     # D, or Q and Q D (`quant.cross`), beside two Gram matrices
     crosses = (2 + holds_out) * n_rows if takes_basis(n_rows, entry.width) else (1 + holds_out) * entry.width
+    crosses += (1 + holds_out) * _residual(entry)
     return max(linear.n_in * linear.n_out for linear in entry.linears) + (crosses + 2 * entry.width) * entry.width
+
+
+def _residual(entry: Input) -> int:
+    """Width of the hidden states whose error is summed with an input, see `quant.cross`."""
+    return entry.linears[0].n_out if entry.key.endswith(".down") else 0
 
 
 def following_beside(layers: Sequence[LayerLinears]) -> int:

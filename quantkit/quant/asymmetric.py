@@ -5,6 +5,9 @@ least squares over the tokens, with the weights
 
     W + W D H^-1,   D = sum (x - x~) x~',   H = sum x~ x~'
 
+For the linear whose output completes a layer, S = sum r x~' is added to W D, with r the error of the hidden states that
+the output is added to: it then makes up for a part of that error (see `quant.cross`).
+
 Error feedback over H then rounds these. H has its shrinkage and damping, so that D counts as far as H is trusted.
 Weights that were rounded to a lattice before leave it with this target; it is taken where the error falls all the same.
 """
@@ -37,12 +40,12 @@ _CHECKED_ROWS, _COMPARED_ROWS = 32, 64
 
 @dataclass(frozen=True)
 class Correction:
-    """W D H^-1, which is added to the weights W that read an input. Arrays are numpy's, or of torch on one device.
+    """(W D + S) H^-1, which is added to the weights W of an input. Arrays are numpy's, or of torch on one device.
 
     With H = R R', R = T diag(p), two triangular solutions per row take the place of the inverse: for the rows of D,
     once for all W, or for those of W D, where the input has more columns than its matrices have rows.
 
-    cross: D. inverses: of T's diagonal blocks. matrix: D H^-1, if it was computed.
+    cross: D and S. inverses: of T's diagonal blocks. matrix: D H^-1, if it was computed.
     scale: by which the columns of W are multiplied and the inputs divided, (n_in,). part: of the change that is made.
     """
 
@@ -53,23 +56,23 @@ class Correction:
     scale: Array | None = None
     part: float = 1.0
 
-    def of(self, weights: Array, workers: Workers = SERIAL) -> Array:
-        """The change of `weights`, float32 (n_out, n_in)."""
+    def of(self, weights: Array, workers: Workers = SERIAL, *, rows: slice = slice(None)) -> Array:
+        """The change of `weights`, float32 (n_out, n_in), which are the `rows` of the linear."""
         if self.scale is not None:
             weights = weights / self.scale
-        change: Array = self._solved(weights, workers) if self.matrix is None else weights @ self.matrix
+        change: Array = self._solved(weights, workers, rows) if self.matrix is None else weights @ self.matrix
         if self.scale is not None:
             change *= self.scale
         if self.part != 1:
             change *= self.part
         return change
 
-    def _solved(self, weights: Array | None, workers: Workers) -> Array:
-        """W D H^-1, or D H^-1 without weights."""
+    def _solved(self, weights: Array | None, workers: Workers, rows: slice = slice(None)) -> Array:
+        """(W D + S) H^-1, or D H^-1 without weights."""
         whole = self.cross.whole() if weights is None else weights
 
-        def some(rows: slice) -> Array:
-            crossed = whole[rows] if weights is None else self.cross.of(whole[rows])
+        def some(at: slice) -> Array:
+            crossed = whole[at] if weights is None else self.cross.of(whole[at], rows_within(rows, at))
             return _times_inverse(crossed, self.by, self.inverses)
 
         solved: Array = namespace(whole).concatenate(workers.map(some, list(parts(len(whole), _ROWS))))
@@ -88,22 +91,41 @@ def correction(
 ) -> Correction:
     """The correction of matrices that have `n_rows` rows together.
 
-    cross: D, the sum of (x - x~) x~' over the tokens of `curvature`. part: see `held_out_part`.
+    cross: D and S over the tokens of `curvature`. part: see `held_out_part`.
     """
     by = Correction(cross, curvature, block_inverses(curvature.feedback), part=part)
-    return by if n_rows < cross.n_in else replace(by, matrix=by._solved(None, workers))
+    if n_rows < cross.n_in or cross.residual is not None:
+        return by
+    return replace(by, matrix=by._solved(None, workers))
 
 
-def held_out_part(weights: Array, cross: Cross, held_cross: Cross, held_gram: Array, by: Curvature | Triangle) -> float:
+def rows_within(rows: slice, some: slice) -> slice:
+    """`some` of the rows `rows` of a matrix, both without negative indices."""
+    start, step = rows.start or 0, rows.step or 1
+    stop = None if some.stop is None else start + some.stop * step
+    if rows.stop is not None:
+        stop = rows.stop if stop is None else min(stop, rows.stop)
+    return slice(start + (some.start or 0) * step, stop, step * (some.step or 1))
+
+
+def held_out_part(
+    weights: Array,
+    cross: Cross,
+    held_cross: Cross,
+    held_gram: Array,
+    by: Curvature | Triangle,
+    rows: slice = slice(None),
+) -> float:
     """The part of the change of weights, float32 (n, n_in), that is best for held-out samples: 0 to 1.
 
     With few tokens most of a change is chance, which adds to the error on all other texts. By least squares over the
     held-out samples, for the change that the other samples give.
 
-    cross, held_cross: D of all samples, and of those held out. held_gram: H of these. by: of the H of the others.
+    cross, held_cross: D and S of all samples, and of those held out. held_gram: H of these. by: of the H of the others.
+    rows: those of the linear that `weights` are.
     """
-    held_products = held_cross.of(weights)
-    change = _times_inverse(cross.of(weights) - held_products, by, block_inverses(by.feedback))
+    held_products = held_cross.of(weights, rows)
+    change = _times_inverse(cross.of(weights, rows) - held_products, by, block_inverses(by.feedback))
     energy = inner_product(change @ held_gram, change)
     return min(1.0, max(0.0, inner_product(held_products, change) / energy)) if energy > 0 else 0.0
 
@@ -185,18 +207,21 @@ def holds_exactly(kind: GGMLQuantizationType, rows: Array, importance: Array) ->
     return float(np.vdot(error, error)) <= _EXACT * float(np.vdot(w, w))
 
 
-def gains(kind: GGMLQuantizationType, rows: Array, change: Correction, importance: Array) -> bool:
+def gains(
+    kind: GGMLQuantizationType, rows: Array, change: Correction, importance: Array, at: slice = slice(None)
+) -> bool:
     """Whether weights (n, n_in) in a type are nearer to the target, them and their change, if it is rounded, not they.
 
-    Tried on some of the rows if they lie on a lattice, see `quant.lattice`.
+    Tried on some of the rows if they lie on a lattice, see `quant.lattice`. at: the rows of the linear that they are.
     """
     if holds_exactly(kind, rows, importance):
         return False
     if not lies_on_lattice(rows):
         return True
     by = change.by
-    w = place(np.ascontiguousarray(rows[:: -(-len(rows) // _CHECKED_ROWS)]), device(by.hessian))
-    target = w + change.of(w)
+    some = slice(None, None, -(-len(rows) // _CHECKED_ROWS))
+    w = place(np.ascontiguousarray(rows[some]), device(by.hessian))
+    target = w + change.of(w, rows=rows_within(at, some))
     errors = []
     for wanted in (w, target):
         made = place(dequantize_rows(kind, quantize_with_feedback(kind, wanted, by), rows.shape[1]), device(by.hessian))

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantkit.forward.arrays import Array, device, fetch, namespace, place
-from quantkit.forward.decoder_layer import DecoderLayer
+from quantkit.forward.decoder_layer import MIDDLE, DecoderLayer
 from quantkit.forward.feed_forward import expert_part, feed_forward, shared
 from quantkit.forward.layer import Context
 from quantkit.forward.linears import LayerLinears
@@ -41,7 +41,7 @@ class ExpertStates(SampleStates):
             self.check_finite(middle, self.decoder.at(number), sample)
             routes, fed = self._before_experts(layer, middle, normed, context, beside=bool(statistics))
             chosen[sample], share[sample] = map(fetch, routes)
-            self.states.write("middle", sample, middle)
+            self.states.write(MIDDLE, sample, middle)
             seen, begun = layer.before_experts(normed, fed)
             self.fed_states.write("seen", sample, seen)
             self.fed_states.write(self.fed_file(number), sample, begun)
@@ -165,7 +165,7 @@ class ExpertStates(SampleStates):
         def one(sample: int) -> None:
             layer = self.decoder.layer(number, weights)
             fed = layer.after_experts(self.read_fed(self.fed_file(number), sample))
-            x = layer.join(self.read("middle", sample), fed, self.decoder.context(self.tokens[sample].tolist()))
+            x = layer.join(self.read(MIDDLE, sample), fed, self.decoder.context(self.tokens[sample].tolist()))
             self.check_finite(x, self.decoder.at(number), sample)
             self.states.write(states_file(number + 1), sample, x)
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from quantkit.forward.arrays import Array, device, namespace, place
+from quantkit.forward.decoder_layer import MIDDLE
 from quantkit.forward.feed_forward import expert_count
 from quantkit.forward.forward import Decoder
 from quantkit.forward.linears import Input, LayerLinears
@@ -40,8 +41,8 @@ class AsymmetricSums:
     """Sums over the tokens of an input x of the source and the same input x~ of the rounded model.
 
     `statistics`: of x~. `cross`: D, the sum of (x - x~) x~', where the Gram matrix is, with less of the tokens with
-    massive activations. `held_out`: that of the samples which `statistics` holds out, a part of `cross`, where it is
-    used.
+    massive activations, and S for the last input of a layer. `held_out`: that of the samples which `statistics` holds
+    out, a part of `cross`, where it is used.
     """
 
     statistics: Statistics
@@ -52,8 +53,8 @@ class AsymmetricSums:
 class RoundedStream:
     """Hidden states of the model as it is rounded so far, in `folder`; `source`: the stream of the source's states.
 
-    `hold_out`: the sums have those of held-out samples. `embedding`: that of the rounded model, None for the
-    source's.
+    `hold_out`: the sums have those of held-out samples, and S (see `quant.cross`). `embedding`: that of the rounded
+    model, None for the source's.
     """
 
     def __init__(self, source: Stream, folder: Path, *, hold_out: bool, embedding: EmbeddingRows | None = None) -> None:
@@ -92,13 +93,18 @@ class RoundedStream:
             for stream, tensors in ((self.source, source), (self._rounded, rounded))
         ]
         workers, n_samples = self.source.workers, len(self.source.tokens)
-        sums = _Sums.of(entry, source, to, workers, hold_out=self._hold_out)
+        has_residual = self._has_residual(number, entry)
+        sums = _Sums.of(entry, source, to, workers, hold_out=self._hold_out, residual=has_residual)
 
         def one(sample: int) -> list[Array]:
-            streams = (self.source, self._rounded)
-            return [stream.input_of(number, entry.key, of, sample) for stream, of in zip(streams, weights, strict=True)]
+            streams = zip((self.source, self._rounded), weights, strict=True)
+            (x, states), (seen, rounded_states) = (
+                stream.input_and_states(number, entry.key, of, sample) for stream, of in streams
+            )
+            return [x, seen, self._residual(number, states, rounded_states)] if has_residual else [x, seen]
 
-        at_once = samples_at_once(2 * entry.width, self.source.tokens.shape[1])
+        width = 2 * entry.width + (self.source.decoder.hidden if has_residual else 0)
+        at_once = samples_at_once(width, self.source.tokens.shape[1])
         for batch in parts(n_samples, at_once):
             pairs = workers.map(one, range(n_samples)[batch])
             sums.add(pairs, (), workers)
@@ -116,21 +122,49 @@ class RoundedStream:
             (stream, replace(stream.weights(tensors, keys), until=key))
             for stream, tensors in ((self.source, source), (self._rounded, rounded))
         ]
-        workers = self.source.workers
-        sums = _Sums.of(entry, source, to, workers, hold_out=self._hold_out)
+        workers, is_loaded = self.source.workers, all(linear.index is None for linear in entry.linears)
+        has_residual = is_loaded and self._has_residual(expert.layer, entry)
+        sums = _Sums.of(entry, source, to, workers, hold_out=self._hold_out, residual=has_residual)
 
-        def some(samples: Sequence[int]) -> list[tuple[dict[str, Array], dict[str, Array]]]:
-            return [stream.expert_inputs(expert, samples, weights) for stream, weights in streams]
+        def some(samples: Sequence[int]) -> list[list[Array]]:
+            """The inputs of the expert's tokens and of the extra ones, each of both models, with the residual."""
+            own, seen = (stream.expert_inputs(expert, samples, weights) for stream, weights in streams)
+            pairs = [[x[key], of[key]] if key in of else [] for x, of in zip(own, seen, strict=True)]
+            if has_residual:
+                residuals = self._expert_residuals(expert, samples)
+                return [[*pair, residual] if pair else [] for pair, residual in zip(pairs, residuals, strict=True)]
+            return pairs
 
-        for batch in self.source.groups_of(expert, 2 * entry.width):
+        width = 2 * entry.width + (self.source.decoder.hidden if has_residual else 0)
+        for batch in self.source.groups_of(expert, width):
             taps = workers.map(some, batch)
-            routed, others = (
-                [[own[kind][key], seen[kind][key]] for own, seen in taps if key in seen[kind]] for kind in (0, 1)
-            )
+            routed, others = ([pairs[kind] for pairs in taps if pairs[kind]] for kind in (0, 1))
             sums.add(routed, others, workers)
             release_freed_memory()
         sums.statistics.finish()
         return sums
+
+    def _has_residual(self, number: int, entry: Input) -> bool:
+        return self._hold_out and self.source.decoder.layer(number).completes(entry)
+
+    def _residual(self, number: int, states: Array, rounded_states: Array) -> Array:
+        """What an output must add to correct the hidden states after attention (n_tokens, hidden)."""
+        states, rounded_states = _limited(states, rounded_states)
+        residual: Array = (states - rounded_states) / self.source.decoder.layer(number).output_scale
+        return residual
+
+    def _expert_residuals(self, expert: RoutedExpert, samples: Sequence[int]) -> tuple[Array, Array]:
+        """The same for the expert's tokens of some samples, and for the extra ones: all experts of a token add it."""
+        routed, others = [], []
+        for sample in samples:
+            states, rounded_states = (stream.read(MIDDLE, sample) for stream in (self.source, self._rounded))
+            share = expert.routes.share[sample].sum(-1, keepdims=True)
+            residual = self._residual(expert.layer, states, rounded_states) / place(share, device(states))
+            routed.append(residual[expert.tokens_of(sample)[0]])
+            if sample in expert.extra:
+                others.append(residual[expert.extra[sample]])
+        concatenate = namespace(routed[0]).concatenate
+        return concatenate(routed), concatenate(others) if others else routed[0][:0]
 
     def advance(self, number: int, rounded: Tensors) -> None:
         """Run all samples through a layer as it is rounded, up to its routed experts if it has any."""
@@ -173,7 +207,9 @@ class _Sums(AsymmetricSums):
     """Sums that grow by pairs (x, x~), each (n, width)."""
 
     @classmethod
-    def of(cls, entry: Input, source: Tensors, to: Any, workers: Workers, *, hold_out: bool) -> "_Sums":
+    def of(
+        cls, entry: Input, source: Tensors, to: Any, workers: Workers, *, hold_out: bool, residual: bool = False
+    ) -> "_Sums":
         """Empty sums of an input on the device `to`. `source`: tensors, those of its linears too if they are loaded."""
         basis = None
         if all(linear.name + linear.form.weight in source for linear in entry.linears):
@@ -181,7 +217,13 @@ class _Sums(AsymmetricSums):
             basis = basis_of(weights, workers if to is None else SERIAL)
         statistics = Statistics.of(entry.width, gram=True, to=to)
         shape = entry.width if basis is None else len(basis), entry.width
-        crosses = [Cross(place(np.zeros(shape, np.float32), to), basis) for _ in range(1 + hold_out)]
+        of_residual = (entry.linears[0].n_out, entry.width) if residual else None
+
+        def zeros(shape: tuple[int, int]) -> Array:
+            made: Array = place(np.zeros(shape, np.float32), to)
+            return made
+
+        crosses = [Cross(zeros(shape), basis, of_residual and zeros(of_residual)) for _ in range(1 + hold_out)]
         return cls(statistics, *crosses)
 
     def add(self, pairs: Pairs, extra: Pairs, workers: Workers) -> None:
@@ -189,6 +231,9 @@ class _Sums(AsymmetricSums):
         pairs, extra = ([_limited(*pair) for pair in some] for some in (pairs, extra))
         on_device, is_wide = device(self.cross.sums) is not None, self.statistics.is_wide
         together = max(1, len(pairs)) if on_device else 1 if is_wide else _TOGETHER
+        if self.cross.residual is not None:
+            rows = list(parts(len(self.cross.residual), _ROWS))
+            (SERIAL if on_device else workers).map(partial(self._add_residual, pairs, extra), rows)
         chunks, first = list(parts(len(pairs), together)), self.statistics.pieces + 1
         groups = [pairs[some] for some in chunks]
         holds = self.held_out is not None
@@ -215,8 +260,20 @@ class _Sums(AsymmetricSums):
 
     def _count(self, groups: Sequence[Pairs], extra: Pairs, workers: Workers) -> None:
         for group in groups:
-            self.statistics.add([seen for _, seen in group], (), workers)
-        self.statistics.add((), [seen for _, seen in extra], workers)
+            self.statistics.add([pair[1] for pair in group], (), workers)
+        self.statistics.add((), [pair[1] for pair in extra], workers)
+
+    def _add_residual(self, pairs: Pairs, extra: Pairs, rows: slice) -> None:
+        """Add to rows of S, see `add`."""
+        of_all, of_held_out = self.cross.residual, None if self.held_out is None else self.held_out.residual
+        assert of_all is not None
+        for number, (_, seen, residual) in enumerate(pairs, start=self.statistics.pieces + 1):
+            product = residual[:, rows].T @ seen
+            of_all[rows] += product
+            if of_held_out is not None and number % HELD_OUT == 0:
+                of_held_out[rows] += product
+        for _, seen, residual in extra:
+            of_all[rows] += residual[:, rows].T @ seen
 
     def _add_rows(self, groups: Sequence[tuple[bool, Pairs]], rows: slice) -> None:
         """Add to rows of `cross`, and of `held_out` the groups that are."""
@@ -225,10 +282,10 @@ class _Sums(AsymmetricSums):
             if not group:
                 continue
             if basis is None:
-                difference = [x[:, rows] - seen[:, rows] for x, seen in group]
+                difference = [x[:, rows] - seen[:, rows] for x, seen, *_ in group]
             else:
-                difference = [(x - seen) @ basis[rows].T for x, seen in group]
-            inputs = [seen for _, seen in group]
+                difference = [(x - seen) @ basis[rows].T for x, seen, *_ in group]
+            inputs = [seen for _, seen, *_ in group]
             d, x = (of[0] if len(of) == 1 else xp.concatenate(of) for of in (difference, inputs))
             products = d.T @ x
             sums = self.cross.sums
@@ -248,19 +305,27 @@ def with_embedding(decoder: Decoder, embedding: EmbeddingRows) -> Decoder:
     return Decoder(replace(weights, rows=rows), decoder.config, decoder.architecture)
 
 
-def _limited(x: Array, seen: Array) -> tuple[Array, Array]:
-    """A pair (x, x~), each (n, width), where tokens with massive activations have an x nearer to x~.
+def _limited(x: Array, seen: Array, *residual: Array) -> tuple[Array, ...]:
+    """A pair (x, x~), each (n, width), where tokens with massive activations have an x nearer to x~, and less residual.
 
     A model's first token, and in some models delimiters, may have thousands of times the energy of other tokens (Sun et
     al. 2024, arXiv 2402.17762). D would be theirs alone, and what corrects their errors adds a part of itself to other
     tokens. With x - x~ reduced, W D H^-1 corrects the others and leaves these tokens' outputs as they are.
     """
     if not len(x):
-        return x, seen
+        return x, seen, *residual
+    part = _part(x, seen)
+    if part is None:
+        return x, seen, *residual
+    return seen + part * (x - seen), seen, *(part * r for r in residual)
+
+
+def _part(x: Array, seen: Array) -> Array | None:
+    """How much each token's difference of x and x~ counts, (n, 1); None if all count in full."""
     xp = namespace(x)
     energy = xp.maximum((x * x).sum(1), (seen * seen).sum(1))
     limit = _MASSIVE * float(xp.median(energy))
     if not 0 < limit < float(energy.max()):
-        return x, seen
-    part = limit / xp.clip(energy, limit, None)
-    return seen + part[:, None] * (x - seen), seen
+        return None
+    part: Array = (limit / xp.clip(energy, limit, None))[:, None]
+    return part

@@ -76,20 +76,33 @@ class Stream(ExpertStates):
 
         x: other hidden states than the stream's enter the layer; then none of its values are kept.
         """
+        return self.input_and_states(number, key, weights, sample, x)[0]
+
+    def input_and_states(
+        self, number: int, key: str, weights: LayerWeights, sample: int, x: Array | None = None
+    ) -> tuple[Array, Array]:
+        """As `input_of`, and the hidden states (n_tokens, hidden) that the layer has made by then.
+
+        These are the states after attention for all later inputs, in layers of one stream of states.
+        """
         is_other, context = x is not None, self.context(number, sample)
         tap = weights.tapped(None) if is_other else self.tapped(weights, sample)
         layer = self.decoder.layer(number, tap)
         x = self.read(states_file(number), sample) if x is None else x
         try:
-            if layer.experts is None:
+            if layer.architecture.altup or layer.architecture.hyper_connections:
                 layer(x, context)
             else:
-                self._before_experts(layer, *layer.attend(x, context), context)
+                x, normed = layer.attend(x, context)
+                if layer.experts is None:
+                    layer.join(x, layer.feed(x, normed, context), context)
+                else:
+                    self._before_experts(layer, x, normed, context)
         except InputReachedError as reached:
             self.check_finite(reached.x, self.decoder.at(number), sample)
             if not is_other:
                 self.shared.save(number, sample, context)
-            return reached.x
+            return reached.x, x
         raise ValueError(f"layer {number} has no input {key}")
 
     def advance(self, number: int, tensors: Tensors) -> None:

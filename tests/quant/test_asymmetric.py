@@ -8,7 +8,7 @@ from gguf import GGMLQuantizationType
 
 from quantkit.gguf.blocks import FORMATS
 from quantkit.gguf.kernels import dequantize_rows, quantize_rows
-from quantkit.quant.asymmetric import Aim, correction, factored_correction, held_out_part, holds_exactly
+from quantkit.quant.asymmetric import Aim, correction, factored_correction, held_out_part, holds_exactly, rows_within
 from quantkit.quant.cross import Cross
 from quantkit.quant.factor import Damping, factor
 from quantkit.quant.feedback import curvature
@@ -52,6 +52,30 @@ def test_corrected_weights_give_outputs_nearer_to_the_sources() -> None:
     by = correction(Cross((x - seen).T @ seen), curvature(gram(seen), N_TOKENS, shrink=0.1, damp=0.01), 48)
     plain, corrected = (np.linalg.norm(x @ w.T - seen @ target.T) for target in (w, w + by.of(w)))
     assert corrected < 0.5 * plain
+
+
+def test_a_part_of_the_states_error_is_made_up_for() -> None:
+    x, seen = rounded_inputs()
+    w, states = weight(48, N_IN), 0.3 * (x @ weight(48, N_IN)[::-1].T)
+    cross = Cross((x - seen).T @ seen, residual=states.T @ seen)
+    by = curvature(gram(seen), N_TOKENS, shrink=0.1, damp=0.01)
+    with Workers(3) as workers:
+        made = correction(cross, by, 48, workers).of(w, workers)
+        np.testing.assert_array_equal(made, correction(cross, by, N_IN + 1, workers).of(w, workers))
+    rows = slice(7, 45, 3)
+    np.testing.assert_allclose(correction(cross, by, 48).of(w[rows], rows=rows), made[rows], atol=1e-6)
+    wanted = x @ w.T + states
+    plain, corrected = (np.linalg.norm(wanted - seen @ target.T) for target in (w, w + made))
+    assert corrected < 0.5 * plain
+
+
+@pytest.mark.parametrize(
+    ("rows", "some"), [((None, None, 3), (5, 20, 2)), ((4, 30, 2), (1, None, 3)), ((4, 30), (2, 90))]
+)
+def test_rows_of_rows(rows: tuple[int | None, ...], some: tuple[int | None, ...]) -> None:
+    numbers = np.arange(50)
+    outer, inner = slice(*rows), slice(*some)
+    np.testing.assert_array_equal(numbers[rows_within(outer, inner)], numbers[outer][inner])
 
 
 def part_of(x: Array, seen: Array) -> float:

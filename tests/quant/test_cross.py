@@ -1,5 +1,7 @@
 """D on the rows of the weights against D itself, in float64."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -40,6 +42,20 @@ def test_the_product_with_the_weights_is_the_same() -> None:
     expected = weights[0].astype(np.float64) @ exact[:, order] / scale
     for cross in (plain, projected):
         assert_near(cross.reordered(order).divided(scale).of(moved), expected)
+
+
+def test_the_sum_of_the_states_errors_is_added() -> None:
+    w = weight(50, N_IN)
+    plain, projected, exact = crosses([w])
+    residual, rows = 30 * weight(50, N_IN)[::-1], slice(3, 40, 5)
+    expected = w.astype(np.float64) @ exact + residual
+    order, scale = np.random.default_rng(5).permutation(N_IN), np.linspace(0.5, 3, N_IN, dtype=np.float32)
+    for cross in (plain, projected):
+        added = replace(cross, residual=residual).fetched()
+        assert_near(added.of(w), expected)
+        assert_near(added.of(w[rows], rows), expected[rows])
+        moved = added.reordered(order).divided(scale)
+        assert_near(moved.of((w[:, order] * scale)[rows], rows), (expected[:, order] / scale)[rows])
 
 
 def test_rows_that_depend_on_others_or_are_zero_change_nothing() -> None:
