@@ -204,7 +204,7 @@ def without_feedback(output: GgufOutput, rounded: Mapping[str, Sequence[str]]) -
         if choice.type not in FORMATS:
             reasons[choice.name] = f"{choice.type.name} has no integer levels"
         elif choice.name not in rounded:
-            reasons[choice.name] = "no Gram matrix of its input"
+            reasons[choice.name] = "the calibration does not cover its input"
         elif rounded[choice.name]:
             reasons[choice.name] = rounded[choice.name][0]
     return reasons

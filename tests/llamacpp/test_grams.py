@@ -93,7 +93,7 @@ def test_the_record_says_how_a_file_was_rounded(converted: Path) -> None:
     (record,) = converted.rglob("quantkit.json")
     for entry in json.loads(record.read_text())["outputs"].values():
         assert entry["feedback"]["damp"] == "chosen on held-out samples"
-        assert set(entry["feedback"]["without_feedback"].values()) == {"no Gram matrix of its input"}
+        assert set(entry["feedback"]["without_feedback"].values()) == {"the calibration does not cover its input"}
 
 
 def test_the_memory_for_gram_matrices_does_not_change_the_bytes(
