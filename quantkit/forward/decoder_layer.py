@@ -45,23 +45,27 @@ class DecoderLayer:
     def completes(self, entry: Input) -> bool:
         """Whether the outputs of the input's linear are added to the states of `attend`, and nothing else later is.
 
-        Of routed experts they are all experts' outputs together. An output times `output_scale` is added.
+        Of routed experts they are all experts' outputs together. An output is added times `output_scale`.
         """
         of, experts = self.architecture, self.experts
         if of.altup or of.hyper_connections or of.residual_attention or of.channel_mix or of.after_feed:
             return False
         if experts is None:
             return entry.key == DOWN
-        if experts.beside or latent_width(experts, self.layer):
+        if experts.beside or latent_width(experts, self.layer) or (experts.weighted_input and entry.expert is not None):
             return False
         if experts.shared and experts.shared.inner(self.layer.config) and not experts.shared_gate:
             return entry.key == SHARED_DOWN
         return entry.expert is not None and entry.key.endswith(".down")
 
-    @property
-    def output_scale(self) -> np.float32:
-        """By which the output of the feed-forward or the experts is multiplied before it is added."""
-        return np.float32(1) if self.architecture.parallel else self._scale()
+    def output_scale(self, entry: Input) -> np.float32:
+        """By which the output of an input that `completes` the layer is multiplied before it is added."""
+        scale, part = np.float32(1) if self.architecture.parallel else self._scale(), self.architecture.feed
+        if self.experts:
+            chosen = self.experts.shared if entry.expert is None else self.experts.expert or self.experts.stacked
+            assert chosen is not None
+            part = chosen
+        return scale * np.float32(part.multipliers(self.layer.config)[1]) if part.multipliers else scale
 
     def __call__(self, x: Array, context: Context) -> Array:
         if self.architecture.altup:

@@ -34,6 +34,8 @@ _TOGETHER = 4
 _ROWS = 512  # of a narrow sum that one thread adds to
 # A token of more than this many times the median energy of a sample's counts less, see `_limited`.
 _MASSIVE = 16
+# The sum of a token's expert weights counts as at least this part of the median: the states' error is divided by it.
+_LEAST_SHARE = np.float32(0.3)
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,7 @@ class RoundedStream:
             (x, states), (seen, rounded_states) = (
                 stream.input_and_states(number, entry.key, of, sample) for stream, of in streams
             )
-            return [x, seen, self._residual(number, states, rounded_states)] if has_residual else [x, seen]
+            return [x, seen, self._residual(number, entry, states, rounded_states)] if has_residual else [x, seen]
 
         width = 2 * entry.width + (self.source.decoder.hidden if has_residual else 0)
         at_once = samples_at_once(width, self.source.tokens.shape[1])
@@ -131,7 +133,7 @@ class RoundedStream:
             own, seen = (stream.expert_inputs(expert, samples, weights) for stream, weights in streams)
             pairs = [[x[key], of[key]] if key in of else [] for x, of in zip(own, seen, strict=True)]
             if has_residual:
-                residuals = self._expert_residuals(expert, samples)
+                residuals = self._expert_residuals(expert, entry, samples)
                 return [[*pair, residual] if pair else [] for pair, residual in zip(pairs, residuals, strict=True)]
             return pairs
 
@@ -147,19 +149,20 @@ class RoundedStream:
     def _has_residual(self, number: int, entry: Input) -> bool:
         return self._hold_out and self.source.decoder.layer(number).completes(entry)
 
-    def _residual(self, number: int, states: Array, rounded_states: Array) -> Array:
+    def _residual(self, number: int, entry: Input, states: Array, rounded_states: Array) -> Array:
         """What an output must add to correct the hidden states after attention (n_tokens, hidden)."""
         states, rounded_states = _limited(states, rounded_states)
-        residual: Array = (states - rounded_states) / self.source.decoder.layer(number).output_scale
+        residual: Array = (states - rounded_states) / self.source.decoder.layer(number).output_scale(entry)
         return residual
 
-    def _expert_residuals(self, expert: RoutedExpert, samples: Sequence[int]) -> tuple[Array, Array]:
+    def _expert_residuals(self, expert: RoutedExpert, entry: Input, samples: Sequence[int]) -> tuple[Array, Array]:
         """The same for the expert's tokens of some samples, and for the extra ones: all experts of a token add it."""
         routed, others = [], []
         for sample in samples:
             states, rounded_states = (stream.read(MIDDLE, sample) for stream in (self.source, self._rounded))
             share = expert.routes.share[sample].sum(-1, keepdims=True)
-            residual = self._residual(expert.layer, states, rounded_states) / place(share, device(states))
+            share = np.maximum(share, _LEAST_SHARE * np.median(share))
+            residual = self._residual(expert.layer, entry, states, rounded_states) / place(share, device(states))
             routed.append(residual[expert.tokens_of(sample)[0]])
             if sample in expert.extra:
                 others.append(residual[expert.extra[sample]])
