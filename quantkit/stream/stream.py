@@ -90,7 +90,7 @@ class Stream(ExpertStates):
         layer = self.decoder.layer(number, tap)
         x = self.read(states_file(number), sample) if x is None else x
         try:
-            if layer.architecture.altup or layer.architecture.hyper_connections:
+            if layer.experts is None and (layer.architecture.altup or layer.architecture.hyper_connections):
                 layer(x, context)
             else:
                 x, normed = layer.attend(x, context)

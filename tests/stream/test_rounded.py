@@ -10,7 +10,7 @@ import pytest
 from quantkit.checkpoint import open_checkpoint
 from quantkit.families import reference_logits
 from quantkit.families.base.native import Native
-from quantkit.forward import feed_forward
+from quantkit.forward import decoder_layer, feed_forward
 from quantkit.forward.decoder_layer import DecoderLayer
 from quantkit.forward.description import Experts
 from quantkit.forward.layer import Context, Layer
@@ -294,3 +294,24 @@ def test_tokens_with_massive_activations_count_as_much_as_16_times_the_median(wi
     assert list(np.flatnonzero(part < 0.9)) == [0, 3]
     expected = weights @ (part[:, None] * (x - seen)).T @ seen
     np.testing.assert_allclose(sums.cross.of(weights), expected, rtol=2e-4, atol=2e-3 * np.abs(expected).max())
+
+
+def test_layers_of_several_streams_run_no_routed_expert_for_an_input_outside_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Hunyuan 4: a shared expert beside routed ones, which are read from the checkpoint one by one."""
+    kept = largest_kept(monkeypatch)
+    monkeypatch.setattr(decoder_layer, "mixture", lambda *_: pytest.fail("all routed experts run"))
+    with open_checkpoint(str(write_checkpoint("hy-v4", tmp_path / "model"))) as checkpoint:
+        native = Native(checkpoint)
+        with Stream(native, tokens_for(native), tmp_path, threads=1) as stream:
+            layers = [stream.linears(number) for number in range(native.decoder.n_layers)]
+            with RoundedStream(stream, tmp_path / "rounded", hold_out=True) as streams:
+                watched = Watched(streams, {name: np.array(native.whole(name), np.float32) for name in native.tensors})
+                stream.embed()
+                streams.embed()
+                for layer in layers:
+                    stream.layer(layer.number, watched)
+        announced = max(kept_width(layer, native.decoder.width) for layer in layers) * tokens_for(native).size
+    assert sum(key == "shared.down" for _, key in watched.sums) == 3
+    assert max(kept) <= announced
