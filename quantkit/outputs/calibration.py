@@ -146,7 +146,7 @@ def plan_calibration(
             f"--max-ram {human_bytes(max_ram)} is too small; the calibration needs about {human_bytes(memory)} for the"
             " weights and statistics of one layer; use fewer --threads or a smaller --seq-len"
         )
-    on_device = device_memory(layers, seq_len, gram=grams != Grams(), asymmetric=grams.follow)
+    on_device = device_memory(layers, seq_len, grams)
     device = _device_with_room(request.device, on_device)
     of_layers = native, samples, layers, grams.source, request.propagate, device
     if device is None:

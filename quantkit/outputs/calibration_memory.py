@@ -76,7 +76,9 @@ class CalibrationMemory:
         The peak is reached while inputs are summed, or while an input's linears are quantized: the two never overlap.
         """
 
-        copies = _ROUNDING_COPIES + (_REORDERED_COPIES if self.grams.reordered else 0)
+        copies: float = _ROUNDING_COPIES
+        if self.grams.reordered and not self.grams.files:
+            copies += _REORDERED_COPIES
         if self.grams.scaled:
             copies = max(copies, _SCALING_COPIES)
 
@@ -99,7 +101,10 @@ class CalibrationMemory:
             waiting = self._waiting(2 * entry.width + _residual(entry)) + self._forward([entry])
             scaled = _SCALED_COPIES * entry.width**2 if self.grams.source else 0
             sums = _following(entry, holds_out=self.grams.files)
-            return sums + max(waiting, self._quantizing(entry, self._following_copies(entry)) + scaled)
+            quantizing = self._quantizing(entry, self._following_copies(entry)) + scaled
+            if self.grams.files and self.grams.reordered:
+                quantizing += _sums(entry, holds_out=True)
+            return sums + max(waiting, quantizing)
 
         widest = max((rounding(entry) for parts in self._parts for inputs in parts for entry in inputs), default=0)
         needed = sum(max(map(need, parts), default=0) for parts in self._parts)
@@ -162,15 +167,18 @@ class CalibrationMemory:
 
 
 def _following(entry: Input, *, holds_out: bool) -> int:
-    """Values of the sums of an input of rounded layers, beside the source's, and of a rounded matrix.
+    """Values of the sums of an input of rounded layers, beside the source's, and of a rounded matrix."""
+    return max(linear.n_in * linear.n_out for linear in entry.linears) + _sums(entry, holds_out=holds_out)
 
-    holds_out: those of D of held-out samples too.
-    """
+
+def _sums(entry: Input, *, holds_out: bool) -> int:
+    """Values of the sums of an input of rounded layers. holds_out: those of D and S of held-out samples too."""
     n_rows = sum(linear.n_out for linear in entry.linears)
     # D, or Q and Q D (`quant.cross`), beside two Gram matrices
     crosses = (2 + holds_out) * n_rows if takes_basis(n_rows, entry.width) else (1 + holds_out) * entry.width
-    crosses += (1 + holds_out) * _residual(entry)
-    return max(linear.n_in * linear.n_out for linear in entry.linears) + (crosses + 2 * entry.width) * entry.width
+    # folders have no S
+    crosses += 2 * _residual(entry) if holds_out else 0
+    return (crosses + 2 * entry.width) * entry.width
 
 
 def _residual(entry: Input) -> int:
@@ -211,7 +219,7 @@ def sensitivity_memory(layers: Sequence[LayerLinears], n_vocab: int, threads: in
     return base + 4 * (2 * max(map(dense_weights, layers)) + logits)
 
 
-def device_memory(layers: Sequence[LayerLinears], seq_len: int, *, gram: bool, asymmetric: bool = False) -> int:
+def device_memory(layers: Sequence[LayerLinears], seq_len: int, grams: Grams) -> int:
     """Bytes of a GPU's memory that the largest layer takes: its context, weights, sums, and the widest input's copies.
 
     Estimated by counting arrays, not measured on a GPU.
@@ -224,16 +232,21 @@ def device_memory(layers: Sequence[LayerLinears], seq_len: int, *, gram: bool, a
         weights = sum(2 * linear.n_in * linear.n_out for linear in loaded)
         weights += max((4 * linear.n_in * linear.n_out for linear in loaded), default=0)
         tokens = 4 * seq_len * sum(entry.width + sum(linear.n_out for linear in entry.linears) for entry in inputs)
-        if not gram:
+        if grams == Grams():
             return weights + tokens
         widest = max((entry.width for entry in inputs), default=0)
         sums = 2 * 4 * sum(entry.width**2 for entry in inputs)
         matrix = 4 * widest**2
-        if asymmetric:
-            # four more sums; the weights of both streams in float32; the correction, and what it is computed with
+        if grams.follow:
+            # S and four more sums, and these in another order; the weights of both streams in float32; the correction,
+            # and what it is computed with
             both = 8 * sum(linear.n_in * linear.n_out for linear in loaded)
             quantizing = max(_ASYMMETRIC_COPIES * matrix, 3 * matrix + _ROUNDED_BYTES)
-            return sums + 4 * matrix + max(weights + both + 2 * tokens, weights // 2 + quantizing)
+            more = 4 * matrix
+            if grams.files:
+                more += 8 * max((_residual(entry) * entry.width for entry in inputs), default=0)
+                quantizing += more if grams.reordered else 0
+            return sums + more + max(weights + both + 2 * tokens, weights // 2 + quantizing)
         quantizing = max(_DEVICE_COPIES * matrix, 2 * matrix + _ROUNDED_BYTES)
         return sums + max(weights + tokens, weights // 2 + quantizing)
 

@@ -221,7 +221,7 @@ def _plan_calibration(
     # experts with few tokens are recorded, and the linear after them is rounded for the source's inputs
     source_grams = source_grams or (bool(calibrated) and _has_experts(native))
     scaled = any(folder.scales_channels for folder in calibrated)
-    reordered = feedback and not by_files and ((gguf is not None and gguf.reorder) or bool(imatrix_columns(native)))
+    reordered = feedback and ((gguf is not None and gguf.reorder) or bool(imatrix_columns(native)))
     grams, limit = Grams(source_grams, by_files, follows, scaled, reordered), request.max_ram
     return plan_calibration(native, request.calibration, samples, grams=grams, threads=threads, max_ram=limit)
 

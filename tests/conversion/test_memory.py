@@ -125,6 +125,16 @@ def test_the_memory_of_the_best_quality_is_announced_with_three_tenths_to_spare_
     assert peak <= announced <= 1.3 * peak
 
 
+@pytest.mark.full
+def test_the_memory_of_the_best_quality_has_room_for_sums_in_another_order(tmp_path: Path) -> None:
+    """An input of half as many rows as channels: six sums of it, and copies of all; 6 % less was announced."""
+    source = tiny_llama(tmp_path / "model", variant="llama3", hidden=1408, intermediate=2816, heads=4, layers=1)
+    cut = ("--quality", "best", "--samples", "8", "--seq-len", "64", "--threads", "1", "--no-logits")
+    words = ("-t", "q6_k", "--reorder-neurons", *cut, "-o", tmp_path / "out")
+    announced, peak = announced_and_peak("gguf", source, *words)
+    assert peak <= announced <= 1.3 * peak
+
+
 def test_a_limit_below_the_vocabularys_memory_is_refused_with_the_memory_that_it_needs(
     qwen: Path, tmp_path: Path
 ) -> None:
