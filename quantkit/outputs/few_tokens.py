@@ -1,6 +1,7 @@
 """What the user is told of a calibration with too few tokens, or with samples that are too long for the model."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from quantkit.forward.feed_forward import expert_count, experts_used
 from quantkit.outputs.calibration import CalibrationPlan
@@ -31,14 +32,33 @@ def calibration_warnings(plan: ConversionPlan) -> tuple[str, ...]:
 
 
 def _long_samples(plan: ConversionPlan) -> tuple[str, ...]:
-    if plan.calibration is None:
+    if plan.samples is None:
         return ()
-    config, seq_len = plan.calibration.native.config, plan.calibration.samples.tokens.shape[1]
-    context, rope = config.get("max_position_embeddings"), config.get("rope_parameters") or {}
-    is_scaled = config.get("rope_scaling") or rope.get("rope_type", "default") != "default"
-    if not isinstance(context, int) or is_scaled or not 0 < context < seq_len:
+    context, seq_len = _trained_context(plan), plan.samples.tokens.shape[1]
+    if context is None or not 0 < context < seq_len:
         return ()
     return (f"{plan.name} was trained for {context} tokens, and samples have {seq_len}; use --seq-len {context}",)
+
+
+def _trained_context(plan: ConversionPlan) -> int | None:
+    """Tokens of the longest text that the model was trained for; None if not stated, or if positions are scaled."""
+    context: Any
+    if plan.callback is not None:
+        model = plan.callback.model
+        values = {key.key: key.value for key in model.keys}
+        arch = values.get("general.architecture")
+        context = values.get(f"{arch}.context_length")
+        # factors of scaled positions: rope_freqs.weight, rope_factors_long.weight
+        has_factors = any(tensor.name.startswith(("rope_freqs.", "rope_factors_")) for tensor in model.tensors)
+        is_scaled = has_factors or values.get(f"{arch}.rope.scaling.type", "none") != "none"
+    elif plan.calibration is not None:
+        config = plan.calibration.native.config
+        rope = config.get("rope_parameters") or {}
+        context = config.get("max_position_embeddings")
+        is_scaled = bool(config.get("rope_scaling")) or rope.get("rope_type", "default") != "default"
+    else:
+        return None
+    return int(context) if isinstance(context, int) and not is_scaled else None
 
 
 def _few_tokens(plan: ConversionPlan) -> tuple[str, ...]:
