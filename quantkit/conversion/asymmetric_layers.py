@@ -13,7 +13,7 @@ from quantkit.conversion.gguf_matrices import Array
 from quantkit.forward.linears import Input, LayerLinears
 from quantkit.gguf.blocks import FORMATS
 from quantkit.imatrix.names import LinearKey
-from quantkit.quant.fold import matrix
+from quantkit.quant.fold import is_loaded, matrix
 from quantkit.stream.rounded import RoundedStream
 from quantkit.stream.statistics import Statistics
 
@@ -46,8 +46,10 @@ class AsymmetricRounder(FeedbackRounder):
                 keys = [(linear.name, linear.index) for linear in entry.linears]
                 self.quantize_without_feedback(keys, sums[entry.key], others)
         source = dict(tensors)
+        if expert is not None and self.streams:
+            source |= next(iter(self.streams.values())).source.of_stacks(layer, expert)
         for label, stream in self.streams.items():
-            rounded = {name: np.array(values) for name, values in tensors.items()}
+            rounded = {name: np.array(values) for name, values in source.items()}
             routed = None if expert is None else stream.expert(layer.number, expert)
             for entry in layer.inputs:
                 keys = [(linear.name, linear.index) for linear in entry.linears]
@@ -57,7 +59,7 @@ class AsymmetricRounder(FeedbackRounder):
                     asymmetric = stream.sums(layer, entry, source, rounded)
                 else:
                     asymmetric = stream.expert_sums(routed, entry, source, rounded)
-                received = RoundedInput(label, asymmetric, _weights(tensors, entry), _weights(rounded, entry))
+                received = RoundedInput(label, asymmetric, _weights(source, entry), _weights(rounded, entry))
                 self.quantize_input(keys, sums[entry.key], moves, received)
             if routed is None:
                 stream.advance(layer.number, rounded)
@@ -66,9 +68,7 @@ class AsymmetricRounder(FeedbackRounder):
 
 
 def _weights(tensors: Mapping[str, Array], entry: Input) -> dict[LinearKey, Array]:
-    """Views of the linears' weights (n_out, n_in); without those of experts that are read from the checkpoint."""
+    """Views of the linears' weights (n_out, n_in); without those that are read from the checkpoint."""
     return {
-        (linear.name, linear.index): matrix(tensors, linear)
-        for linear in entry.linears
-        if linear.name + linear.form.weight in tensors
+        (linear.name, linear.index): matrix(tensors, linear) for linear in entry.linears if is_loaded(tensors, linear)
     }

@@ -10,6 +10,11 @@ AFTER_EXPERTS = "experts.up"
 DOWN, SHARED_DOWN = "feed.down", "shared.down"
 
 
+def alone(weight: str, index: int) -> str:
+    """The name under which a matrix is held alone, that the tensor `weight` stacks; no checkpoint has such a name."""
+    return f"{weight}[{index}]"
+
+
 @dataclass(frozen=True)
 class Linear:
     """A matrix of the checkpoint (native names): `name` + form.weight, (n_out, n_in), or transposed (n_in, n_out).
@@ -24,6 +29,16 @@ class Linear:
     form: Form = PLAIN
     index: int | None = None
     kept: bool = False
+
+    @property
+    def weight(self) -> str:
+        """The tensor with its weight, which may stack several."""
+        return self.name + self.form.weight
+
+    @property
+    def alone(self) -> str:
+        """The name under which a matrix of a stack is held alone, (n_out, n_in)."""
+        return alone(self.weight, self.index or 0)
 
 
 @dataclass(frozen=True)

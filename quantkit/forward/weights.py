@@ -63,9 +63,12 @@ class Weights:
         else:
             first = index * n_out
             out = self._times(x, n_out, lambda start, stop: self.rows(weight, first + start, first + stop))
-        bias = name + form.bias
+        return self._with_bias(out, name + form.bias, index)
+
+    def _with_bias(self, out: Array, bias: str, index: int) -> Array:
+        """The output of a linear with its bias, the `index`-th of those stacked in a tensor, where there is one."""
         if self.has(bias):
-            out += place(f32(self.rows(bias, index, index + 1)).reshape(-1), device(x))
+            out += place(f32(self.rows(bias, index, index + 1)).reshape(-1), device(out))
         return out
 
     def once(self, name: str, compute: Callable[[], Array]) -> Array:

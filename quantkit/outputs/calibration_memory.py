@@ -93,8 +93,8 @@ class CalibrationMemory:
         """The same where matrices are rounded for the inputs of rounded layers, one input after the other."""
 
         def need(inputs: Sequence[Input]) -> int:
-            # the weights of the source and of the file
-            return self._kept(inputs) + _loaded(inputs)
+            # the weights of the source and of the file, also of experts that are stacked in one tensor
+            return self._kept(inputs) - _loaded(inputs) + 2 * _weights(inputs)
 
         def rounding(entry: Input) -> int:
             # x, x~ and the states' error, which wait for their sums
@@ -240,7 +240,7 @@ def device_memory(layers: Sequence[LayerLinears], seq_len: int, grams: Grams) ->
         if grams.follow:
             # S and four more sums, and these in another order; the weights of both streams in float32; the correction,
             # and what it is computed with
-            both = 8 * sum(linear.n_in * linear.n_out for linear in loaded)
+            both = 8 * _weights(inputs)
             quantizing = max(_ASYMMETRIC_COPIES * matrix, 3 * matrix + _ROUNDED_BYTES)
             more = 4 * matrix
             if grams.files:

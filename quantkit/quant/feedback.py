@@ -40,7 +40,7 @@ from quantkit.quant.lattice import search_scales
 from quantkit.workers import SERIAL, Workers, parts
 
 DAMP = 0.01
-SOLVER_VERSION = 15
+SOLVER_VERSION = 16
 """Raised when the bytes change, so that an unfinished run is not continued with other bytes."""
 SWEEPS, BEST_SWEEPS = 3, 5
 """Sweeps after the feedback: the usual number, with 0.4 % less error than two (Q4_K 2 %) and 0.1 to 0.9 % more than

@@ -73,10 +73,20 @@ def pooled(fold: NormFold | RowFold, values: Array) -> Array:
 
 
 def matrix(tensors: Mapping[str, Array], linear: Linear) -> Array:
-    """The linear's weight as a view (n_out, n_in) of its tensor, also if the tensor is transposed or stacked."""
+    """The linear's weight as a view (n_out, n_in) of its tensor, also if the tensor is transposed or stacked.
+
+    A matrix of a stack may be there alone, see `Linear.alone`.
+    """
+    if linear.weight not in tensors:
+        return tensors[linear.alone]
     shape = (linear.n_in, linear.n_out) if linear.form.turned else (linear.n_out, linear.n_in)
-    stored: Array = tensors[linear.name + linear.form.weight].reshape(-1, *shape)[linear.index or 0]
+    stored: Array = tensors[linear.weight].reshape(-1, *shape)[linear.index or 0]
     return stored.T if linear.form.turned else stored
+
+
+def is_loaded(tensors: Mapping[str, Array], linear: Linear) -> bool:
+    """Whether `matrix` finds the linear's weight."""
+    return linear.weight in tensors or linear.alone in tensors
 
 
 def bias(tensors: Mapping[str, Array], linear: Linear) -> Array | None:

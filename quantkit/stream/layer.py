@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from quantkit.families.base.native import Source
 from quantkit.forward.arrays import namespace, product
-from quantkit.forward.linears import PLAIN, Input, LayerLinears
+from quantkit.forward.linears import PLAIN, Input, LayerLinears, alone
 from quantkit.forward.parts import Form
 from quantkit.forward.weights import Weights
 from quantkit.stream.kept import SampleValues
@@ -59,11 +59,14 @@ class LayerWeights(Weights):
             raise InputReachedError(x)
         if key is not None and self.readers.setdefault(key, (name, index)) == (name, index):
             self.inputs[key] = namespace(x).concatenate([self.inputs[key], x]) if key in self.inputs else x
-        tensor = self.tensors.get(name + form.weight)
-        if tensor is None:
+        tensor, matrix = self.tensors.get(name + form.weight), self.tensors.get(alone(name + form.weight, index))
+        if tensor is None and matrix is None:
             return super().linear(name, x, n_out, form, index)
         if self.round_input is not None:
             x = self.round_input(name, x)
+        if matrix is not None:
+            return self._with_bias(product(x, matrix.T), name + form.bias, index)
+        assert tensor is not None
         n_in = x.shape[1]
         weight = tensor.reshape(-1, *((n_in, n_out) if form.turned else (n_out, n_in)))[index]
         out = product(x, weight if form.turned else weight.T)

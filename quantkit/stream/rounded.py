@@ -15,7 +15,7 @@ from quantkit.forward.forward import Decoder
 from quantkit.forward.linears import Input, LayerLinears
 from quantkit.machine import release_freed_memory
 from quantkit.quant.cross import Cross, basis_of
-from quantkit.quant.fold import matrix
+from quantkit.quant.fold import is_loaded, matrix
 from quantkit.stream.layer import keys_of
 from quantkit.stream.routing import EXPERT_FLOOR, RoutedExpert
 from quantkit.stream.states import states_file
@@ -124,8 +124,8 @@ class RoundedStream:
             (stream, replace(stream.weights(tensors, keys), until=key))
             for stream, tensors in ((self.source, source), (self._rounded, rounded))
         ]
-        workers, is_loaded = self.source.workers, all(linear.index is None for linear in entry.linears)
-        has_residual = is_loaded and self._has_residual(expert.layer, entry)
+        workers, has_all = self.source.workers, all(is_loaded(source, linear) for linear in entry.linears)
+        has_residual = has_all and self._has_residual(expert.layer, entry)
         sums = _Sums.of(entry, source, to, workers, hold_out=self._hold_out, residual=has_residual)
 
         def some(samples: Sequence[int]) -> list[list[Array]]:
@@ -215,7 +215,7 @@ class _Sums(AsymmetricSums):
     ) -> "_Sums":
         """Empty sums of an input on the device `to`. `source`: tensors, those of its linears too if they are loaded."""
         basis = None
-        if all(linear.name + linear.form.weight in source for linear in entry.linears):
+        if all(is_loaded(source, linear) for linear in entry.linears):
             weights = [place(matrix(source, linear), to) for linear in entry.linears]
             basis = basis_of(weights, workers if to is None else SERIAL)
         statistics = Statistics.of(entry.width, gram=True, to=to)

@@ -14,7 +14,7 @@ from quantkit.forward.allocator import keep_freed_memory
 from quantkit.forward.arrays import Array, place
 from quantkit.forward.layer import Context
 from quantkit.forward.layer_linears import layer_linears
-from quantkit.forward.linears import LayerLinears
+from quantkit.forward.linears import LayerLinears, Linear
 from quantkit.machine import release_freed_memory
 from quantkit.stream.kept import KeptValues
 from quantkit.stream.layer import LayerWeights, names_outside_experts
@@ -150,6 +150,21 @@ class SampleStates:
     def load_tensors(self, names: Iterable[str]) -> Tensors:
         """Tensors of the checkpoint, whole, in float32."""
         return {name: np.array(self.native.whole(name), np.float32) for name in sorted(names)}
+
+    def of_stacks(self, linears: LayerLinears, expert: int) -> Tensors:
+        """The matrices of an expert that are stacked in tensors of float values, float32, by `Linear.alone`."""
+        of_expert = (linear for entry in linears.inputs if entry.expert == expert for linear in entry.linears)
+        return {
+            linear.alone: self._of_stack(linear, linear.index)
+            for linear in of_expert
+            if linear.index is not None and linear.weight in self.native.tensors
+        }
+
+    def _of_stack(self, linear: Linear, index: int) -> Array:
+        """A matrix of a stack (n_out, n_in)."""
+        height = linear.n_in if linear.form.turned else linear.n_out
+        rows = np.array(self.native.rows(linear.weight, index * height, (index + 1) * height), np.float32)
+        return np.ascontiguousarray(rows.T) if linear.form.turned else rows
 
     def _names(self, number: int) -> list[str]:
         return names_outside_experts(self.native, self.linears(number))

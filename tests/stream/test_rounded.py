@@ -14,7 +14,7 @@ from quantkit.forward import decoder_layer, feed_forward
 from quantkit.forward.decoder_layer import DecoderLayer
 from quantkit.forward.description import Experts
 from quantkit.forward.layer import Context, Layer
-from quantkit.forward.linears import Input, LayerLinears, Linear
+from quantkit.forward.linears import Input, LayerLinears, Linear, alone
 from quantkit.forward.parts import Form
 from quantkit.forward.weights import Array, Weights, rows_of_whole
 from quantkit.quant.fold import matrix
@@ -29,24 +29,26 @@ from tests.families.expected import write_checkpoint
 from tests.stream.test_stream import tokens_for
 
 # A dense model with norms after; turned matrices; parallel layers; scaled outputs; shared keys and per-layer
-# embeddings; mixtures: without a shared expert, with one, with one of a gate.
+# embeddings; mixtures: without a shared expert, with one, with one of a gate, with stacked experts.
 MODELS = [
     *("gemma2", "gpt2", "falcon-7b", "granite", "gemma4", "mixtral", "deepseek-moe", "qwen2moe"),
-    *("falcon-h1", "cohere2moe"),
+    *("falcon-h1", "cohere2moe", "granitemoe", "dbrx"),
     "qwen2moe-fused-no-biases",
 ]
-HELD = ("falcon-7b", "granite", "mixtral", "deepseek-moe", "qwen2moe", "falcon-h1", "cohere2moe")
+HELD = ("falcon-7b", "granite", "mixtral", "deepseek-moe", "qwen2moe", "falcon-h1", "cohere2moe", "granitemoe", "dbrx")
 """Those whose values that are computed once stay in memory, and whose sums have held-out samples."""
-SCALES = {"granite": 0.6}
+SCALES = {"granite": 0.6, "granitemoe": 0.6}
 """Outputs are multiplied by this before they are added to the hidden states."""
 COMPLETING = {
     "mixtral": "expert.",
     "deepseek-moe": "shared.down",
     "qwen2moe": "expert.",
     "cohere2moe": "shared.down",
+    "granitemoe": "expert.",
+    "dbrx": "expert.",
 }
 """The inputs of `HELD` whose linears make up for errors of the hidden states, where it is not only `feed.down`."""
-PROJECTED = ("gpt2", "falcon-7b", "gemma4", "mixtral")
+PROJECTED = ("gpt2", "falcon-7b", "gemma4", "mixtral", "granitemoe", "dbrx")
 """Those with linears of three times as many inputs as outputs: the sums are on the rows of the weights."""
 EMBEDDED = ("gemma2", "falcon-7b", "gemma4", "mixtral")
 """Those whose embedding is rounded too."""
@@ -65,7 +67,8 @@ def inputs_of(native: Native, tensors: Mapping[str, Array], monkeypatch: pytest.
     real = Weights.linear
 
     def linear(self: Weights, name: str, x: Array, n_out: int, form: Form = Form(), index: int = 0) -> Array:
-        inputs[name].append(x.astype(np.float64))
+        for key in (name, alone(name, index)):
+            inputs[key].append(x.astype(np.float64))
         return real(self, name, x, n_out, form, index)
 
     run = DecoderLayer.__call__
@@ -117,9 +120,11 @@ class Watched:
         self, layer: LayerLinears, expert: int, tensors: Tensors, statistics: Mapping[str, Statistics]
     ) -> Tensors:
         rounded, routed = {name: self.noisy[name] for name in tensors}, self.streams.expert(layer.number, expert)
+        source = {**tensors, **self.streams.source.of_stacks(layer, expert)}
         for entry in layer.inputs:
             if entry.expert == expert:
-                self.sums[layer.number, entry.key] = self.streams.expert_sums(routed, entry, tensors, rounded)
+                rounded |= {of.alone: matrix(self.noisy, of) for of in entry.linears if of.index is not None}
+                self.sums[layer.number, entry.key] = self.streams.expert_sums(routed, entry, source, rounded)
         self.streams.advance_expert(routed, rounded)
         return tensors
 
@@ -220,14 +225,14 @@ def test_both_inputs_are_those_of_the_forwards(name: str, tmp_path: Path, monkey
                     assert_held_out(sums, weights, plain[linear.name], seen[linear.name], residual, length)
                 else:
                     assert sums.held_out is None
-            elif linear.index is None and linear.name in seen:
+            elif (received := alone(linear.name, linear.index or 0)) in seen:
                 x, rows = of_expert(layer, entry.expert, entry.key, plain, seen, source)
                 residual = None
                 if COMPLETING.get(name) == "expert." and entry.key.endswith(".down"):
                     share = seen[f"{layer.number}.share"].sum(1, keepdims=True)
-                    residual = (residual_of(layer.number, plain, seen, 1) / share)[rows]
+                    residual = (residual_of(layer.number, plain, seen, SCALES.get(name, 1)) / share)[rows]
                     with_residual += 1
-                assert_sums(sums, weights, x, seen[linear.name], residual)
+                assert_sums(sums, weights, x, seen[received], residual)
             else:
                 continue
             compared += 1
@@ -260,16 +265,20 @@ def of_expert(
     layer: LayerLinears, expert: int, key: str, plain: Inputs, seen: Inputs, source: Mapping[str, Array]
 ) -> tuple[np.ndarray, list[int]]:
     """The source's input of an expert for the tokens of the other model, by SwiGLU in numpy, and their rows."""
-    gate, up = layer.find(f"expert.{expert}").linears[:2]
+    gate, *others = layer.find(f"expert.{expert}").linears
+    weights = [matrix(source, linear).astype(np.float64) for linear in (gate, *others[:1])]
+    if not others:
+        weights = np.split(weights[0], 2)  # one matrix for both
     # in parallel layers experts read what attention reads
     keys = {entry.key for entry in layer.inputs}
     feed = layer.find("feed" if "feed" in keys else "attention").linears[0].name
-    rows = [int(np.abs(seen[feed] - row).max(axis=1).argmin()) for row in seen[gate.name]]
+    received = seen[alone(gate.name, gate.index or 0)]
+    rows = [int(np.abs(seen[feed] - row).max(axis=1).argmin()) for row in received]
     x = plain[feed][rows]
     if not key.endswith(".down"):
         return x, rows
-    inner = x @ source[gate.name + ".weight"].T.astype(np.float64)
-    product: np.ndarray = inner / (1 + np.exp(-inner)) * (x @ source[up.name + ".weight"].T.astype(np.float64))
+    inner = x @ weights[0].T
+    product: np.ndarray = inner / (1 + np.exp(-inner)) * (x @ weights[1].T)
     return product, rows
 
 
