@@ -24,7 +24,7 @@ from quantkit.outputs.gguf_files import GgufOutput, GgufPlan
 from quantkit.outputs.model import FLOAT_TYPES
 from quantkit.quant.fold import matrix as linear_matrix
 from quantkit.quant.neurons import REORDERED, Moved, matrix_key, neuron_order
-from quantkit.stream.rounded import AsymmetricSums
+from quantkit.stream.asymmetric_sums import AsymmetricSums
 from quantkit.stream.statistics import Statistics
 from quantkit.workers import Workers
 

@@ -23,7 +23,7 @@ from quantkit.quant.asymmetric import Correction, correction, gains, held_out_pa
 from quantkit.quant.cross import Cross
 from quantkit.quant.feedback import Curvature, curvature, quantize_with_feedback, rows_at_once
 from quantkit.quant.held_out import GGUF_RULE, HeldOut, choose_trust, step_sizes
-from quantkit.stream.rounded import AsymmetricSums
+from quantkit.stream.asymmetric_sums import AsymmetricSums
 from quantkit.stream.statistics import Statistics
 from quantkit.workers import SERIAL, Workers
 

@@ -18,9 +18,11 @@ from quantkit.forward.linears import Input, LayerLinears, Linear, alone
 from quantkit.forward.parts import Form
 from quantkit.forward.weights import Array, Weights, rows_of_whole
 from quantkit.quant.fold import matrix
+from quantkit.stream import asymmetric_sums as sums_module
 from quantkit.stream import rounded as rounded_module
+from quantkit.stream.asymmetric_sums import AsymmetricSums
 from quantkit.stream.kept import KeptValues, kept_width
-from quantkit.stream.rounded import AsymmetricSums, RoundedStream
+from quantkit.stream.rounded import RoundedStream
 from quantkit.stream.statistics import HELD_OUT, Statistics
 from quantkit.stream.stream import Stream, StreamOptions
 from quantkit.stream.watcher import Tensors
@@ -178,7 +180,7 @@ def assert_held_out(
 @pytest.mark.parametrize("name", MODELS)
 def test_both_inputs_are_those_of_the_forwards(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rounded_module, "EXPERT_FLOOR", 0)
-    monkeypatch.setattr(rounded_module, "_MASSIVE", 1e30)  # in small models some tokens of an expert are large
+    monkeypatch.setattr(sums_module, "_MASSIVE", 1e30)  # in small models some tokens of an expert are large
     kept = largest_kept(monkeypatch)
     random = np.random.default_rng(5)
     with open_checkpoint(str(write_checkpoint(name, tmp_path / name))) as checkpoint:
@@ -296,7 +298,7 @@ def test_tokens_with_massive_activations_count_as_much_as_16_times_the_median(wi
     seen[0], x[3] = 300 * seen[0], 50 * x[3]
     tensors = {"w" + Form().weight: weights}
     entry = Input("feed", (Linear("w", width, 8),))
-    sums = rounded_module._Sums.of(entry, tensors, None, SERIAL, hold_out=False)
+    sums = AsymmetricSums.of(entry, tensors, None, SERIAL, hold_out=False)
     sums.add([[x, seen]], (), SERIAL)
     energy = np.maximum((x * x).sum(1), (seen * seen).sum(1)).astype(np.float64)
     part = np.minimum(1, 16 * np.median(energy) / energy)
