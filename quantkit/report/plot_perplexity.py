@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 _LABEL = 22
 _FONT, _SMALL_FONT, _MANY = 11, 9, 8
 """The size of labels, and that of more labels than _MANY: smaller ones have room nearer to their points."""
+_MOST = 10
+"""More points have numbers, and their names stand below the plot."""
+_KEY_COLUMNS, _KEY_ROW = 2, 13
 _BESIDE = 9
 """A label at most this far from its point needs no line to it."""
 _UNITS = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1.0, "bytes"))
@@ -66,11 +69,13 @@ def perplexity(report: Report, text: Text, number: int) -> Plot | None:
         caption += " Bars are one standard error of the perplexity."
     if any(point.reference for point in points):
         caption += " The dotted line is the reference's perplexity."
-    if len(points) > 10:
-        caption += " Where points crowd, some have no label; the table has them all."
+    height = 300.0
+    if len(points) > _MOST:
+        caption += " The points are numbered by perplexity. Where they crowd, some have no number."
+        height += _KEY_ROW * math.ceil(len(points) / _KEY_COLUMNS)
     name = "perplexity-size" if number == 1 else f"perplexity-size-{number}"
     title = "Perplexity against size" if len(report.texts) == 1 else f"Perplexity against size, {text.name}"
-    return draw(Heading(name, "perplexity", title, caption), 300, lambda figure: _fill(figure, points))
+    return draw(Heading(name, "perplexity", title, caption), height, lambda figure: _fill(figure, points))
 
 
 def pareto(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -104,8 +109,40 @@ def _fill(figure: "Figure", points: Sequence[_Point]) -> None:
             axes.errorbar(x, y, point.error, color=point.color, linewidth=1.4, capsize=3, zorder=3)
         marker = "D" if point.reference else "o"
         axes.plot([x], [y], marker, color=point.color, markersize=7, markeredgecolor=PAGE, zorder=4)
+    texts = [point.label for point in points]
+    if len(points) > _MOST:
+        texts = _numbers(points)
+        _add_key(figure, points, texts)
     figure.draw_without_rendering()
-    _label(axes, points, list(zip(across, up, strict=True)), best)
+    _label(axes, points, texts, list(zip(across, up, strict=True)), best)
+
+
+def _numbers(points: Sequence[_Point]) -> list[str]:
+    """The number of each point, 1 for the least perplexity; the reference keeps its name."""
+    others = sorted((point for point in points if not point.reference), key=lambda point: point.perplexity)
+    return [point.label if point.reference else str(1 + others.index(point)) for point in points]
+
+
+def _add_key(figure: "Figure", points: Sequence[_Point], numbers: Sequence[str]) -> None:
+    """Names of the numbered points in columns below the plot."""
+    from matplotlib.lines import Line2D
+
+    named = sorted(
+        (pair for pair in zip(points, numbers, strict=True) if not pair[0].reference), key=lambda p: int(p[1])
+    )
+    marks = [
+        Line2D([], [], color=point.color, marker="o", markersize=5, linestyle="", label=f"{number}  {point.label}")
+        for point, number in named
+    ]
+    figure.legend(
+        handles=marks,
+        loc="outside lower center",
+        ncols=_KEY_COLUMNS,
+        fontsize=_SMALL_FONT,
+        labelcolor=[point.text_color for point, _ in named],
+        handletextpad=0.2,
+        labelspacing=0.25,
+    )
 
 
 def _axis(axes: "Axes", which: str, values: Sequence[float], errors: Sequence[float]) -> None:
@@ -150,10 +187,11 @@ def _round_values(least: float, most: float) -> list[float]:
 def _label(
     axes: "Axes",
     points: Sequence[_Point],
+    texts: Sequence[str],
     at: Sequence[tuple[float, float]],
     best: Sequence[tuple[float, float]],
 ) -> None:
-    """Names beside the points, in the figure's own units (72 to an inch)."""
+    """Names or numbers beside the points, in the figure's own units (72 to an inch)."""
     scale = 72 / axes.figure.dpi
     inverse = axes.transData.inverted()
 
@@ -178,12 +216,14 @@ def _label(
             x, y = (start + (end - start) * step / steps for start, end in zip(one, other, strict=True))
             lines.append((x - 2, y - 2, x + 2, y + 2))
     # points on the line get their labels first, in case the space is too small for all
-    pairs = sorted(zip(points, at, strict=True), key=lambda pair: not pair[0].reference and pair[1] not in best)
-    points, at = [point for point, _ in pairs], [value for _, value in pairs]
+    given = zip(points, texts, at, strict=True)
+    triples = sorted(given, key=lambda triple: not triple[0].reference and triple[2] not in best)
+    points, texts, at = zip(*triples, strict=True)
     font = _FONT if len(points) <= _MANY else _SMALL_FONT
-    sizes = [(em_width(point.label) * font + 2, font * 1.35) for point in points]
+    sizes = [(em_width(text) * font + 2, font * 1.35) for text in texts]
     anchors = [units(value) for value in at]
-    for point, anchor, box in zip(points, anchors, place(anchors, sizes, inside, marks, lines), strict=True):
+    boxes = place(anchors, sizes, inside, marks, lines)
+    for point, text, anchor, box in zip(points, texts, anchors, boxes, strict=True):
         if box is None:
             continue
         # at the side of its box that faces the point: the box is as wide as the widest font makes the text
@@ -191,7 +231,7 @@ def _label(
         side = "left" if line[1][0] == box[0] else "right" if line[1][0] == box[2] else "center"
         across = {"left": box[0] + 1, "right": box[2] - 1, "center": (box[0] + box[2]) / 2}[side]
         x, y = inverse.transform((across / scale, (box[1] + box[3]) / 2 / scale))
-        axes.text(x, y, point.label, ha=side, va="center", fontsize=font, color=point.text_color, zorder=6)
+        axes.text(x, y, text, ha=side, va="center", fontsize=font, color=point.text_color, zorder=6)
         if math.dist(*line) > _BESIDE:
             ends = [inverse.transform((x / scale, y / scale)) for x, y in line]
             axes.plot(*zip(*ends, strict=True), color=point.color, linewidth=0.8, zorder=1)

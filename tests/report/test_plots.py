@@ -1,5 +1,6 @@
 """The plots' SVG is read as XML: what they show is the document's. That they are the same each time is test_write's."""
 
+import copy
 import math
 import re
 import struct
@@ -101,6 +102,29 @@ def test_a_label_has_the_color_of_its_point_and_stands_in_the_order_of_the_point
     assert "fill: var(--ink)" in words[labels[0]].get("style", "")
     for number, label in enumerate(labels[1:], 1):
         assert f"fill: var(--series-text-{number})" in words[label].get("style", "")
+
+
+def test_many_points_have_numbers_by_perplexity_and_their_names_stand_in_a_key() -> None:
+    document = sample()
+    del document["texts"][1:]
+    reference, candidate = document["models"][:2]
+    reference["quality"] = reference["quality"][:1]
+    candidate.update(memory=[], tensor_errors=[], quality=candidate["quality"][:1])
+    document["models"] = [reference]
+    for number in range(14):
+        model = copy.deepcopy(candidate)
+        model.update(label=f"file-{number}", path=f"file-{number}.gguf", bytes=90_000_000 + 700_000 * number)
+        model["quality"][0].update(perplexity={"value": 30 + 0.2 * (number * 5 % 14), "error": None}, difference=None)
+        model["quality"][0].pop("kl", None)
+        document["models"].append(model)
+    plot = plots(document)[0]
+    words = texts(plot)
+    assert reference["label"] in words
+    assert [str(number) for number in range(1, 15) if str(number) not in words] == []
+    by_perplexity = sorted(range(14), key=lambda number: number * 5 % 14)
+    named = [f"{place}  file-{number}" for place, number in enumerate(by_perplexity, 1)]
+    assert [text for text in words if "file-" in text] == named
+    assert "numbered by perplexity" in plot.caption
 
 
 def test_the_pareto_line_is_of_those_no_other_beats() -> None:
