@@ -1,5 +1,6 @@
 """A GGUF file, all its shards, or a folder of several, described from headers."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from quantkit.inspection.record import changed_since, entry_of, readable_record
 from quantkit.inspection.weights import Stored, count_weights
 
 _KINDS = {"imatrix": "importance matrix", "adapter": "LoRA adapter", "mmproj": "multimodal projector"}
+_OF_SIZE = re.compile(r"-(\d+\.\d+bpw)$", re.IGNORECASE)  # of --target-size and --target-bpw
 
 
 def describe_gguf(path: Path, source: str) -> Description:
@@ -49,9 +51,9 @@ def describe_gguf(path: Path, source: str) -> Description:
     if is_projector(first):
         notes += _projector_words(first)
     vocabulary = gguf_keys.vocabulary_of_keys(first.keys)
-    arch = values.get("general.architecture")
+    arch, name = values.get("general.architecture"), _stem(path, len(headers))
     return Description(
-        name=_stem(path, len(headers)),
+        name=name,
         kind="GGUF" if kind in (None, "model") else f"{_KINDS.get(str(kind), kind)} (GGUF)",
         source=source,
         family=_family(record, arch, shape),
@@ -61,7 +63,7 @@ def describe_gguf(path: Path, source: str) -> Description:
         files=tuple(File(header.path.name, header.size) for header in headers),
         vocabulary=vocabulary,
         template=gguf_keys.template_of_keys(first.keys, vocabulary),
-        type=_type(first, weights.groups[0].type if weights else None),
+        type=_type(name, first, weights.groups[0].type if weights else None),
         origin=record,
         notes=tuple(notes),
     )
@@ -115,7 +117,10 @@ def _stem(path: Path, shards: int) -> str:
     return stem[: -len("-00001-of-00001")] if shards > 1 else stem
 
 
-def _type(header: GgufHeader, most: str | None) -> str | None:
+def _type(name: str, header: GgufHeader, most: str | None) -> str | None:
+    """The type that the header states. Of a file named after its bits for each weight it states only a similar one."""
+    if of_size := _OF_SIZE.search(name):
+        return of_size[1].lower()
     number = gguf_keys.file_type_of({key.key: key.value for key in header.keys})
     known = next((kind.name for kind in FILE_TYPES.values() if kind.ftype == number), None)
     return known or (most.lower() if most else None)

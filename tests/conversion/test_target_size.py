@@ -39,6 +39,12 @@ def plain(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return written(out)
 
 
+def test_inspect_names_the_type_after_the_bits(plain: Path) -> None:
+    """The header can only state a similar type, such as that of a q4_k_m beside it."""
+    answer = quantkit("inspect", plain, "--format", "json")
+    assert json.loads(answer.stdout)["type"] == plain.stem.rpartition("-")[2].lower()
+
+
 def types_of(path: Path) -> dict[str, str]:
     return {tensor.name: tensor.tensor_type.name for tensor in GGUFReader(path).tensors}
 
