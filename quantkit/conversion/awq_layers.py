@@ -105,7 +105,7 @@ class AwqQuantizer(LayerQuantizer):
 
     def _sampled_rows(self, linear: Linear) -> Array:
         """Evenly spread rows of an expert that is not in memory; for a moment one whole matrix is."""
-        stored = self.read(linear.name + linear.form.weight)
+        stored = self.read(linear.weight)
         weight = stored.T if linear.form.turned else stored
         return np.array(weight[:: -(-len(weight) // _SAMPLED_ROWS)], np.float32)
 

@@ -147,9 +147,7 @@ def _open(plan: FolderPlan, native: Native, stack: ExitStack, *, keep: bool) -> 
     merged: dict[str, tuple[str, ...]] = {}
     for layer in plan.layers:
         for entry in layer.inputs:
-            input_weights = [
-                linear.name + linear.form.weight for linear in entry.linears if linear.name in plan.quantized
-            ]
+            input_weights = [linear.weight for linear in entry.linears if linear.name in plan.quantized]
             merged |= dict.fromkeys(input_weights, tuple(input_weights))
     return _Folder(plan, writer, plan.format, weights, merged)
 

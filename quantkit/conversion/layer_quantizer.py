@@ -72,7 +72,7 @@ class LayerQuantizer:
 
     @cached_property
     def _quantized_weights(self) -> set[str]:
-        return {linear.name + linear.form.weight for linear in self.plan.quantized.values()}
+        return {linear.weight for linear in self.plan.quantized.values()}
 
     def quantized(self, entry: Input) -> list[Linear]:
         """The linears of an input that are quantized."""

@@ -144,11 +144,11 @@ def _measure(
 def _group_names(calibration: CalibrationPlan, of_tensor: Mapping[str, str]) -> dict[str, str]:
     """GGUF tensor -> the group of the matrices that it consists of."""
     of_linear = {
-        (linear.name, linear.index): of_tensor[linear.name + linear.form.weight]
+        (linear.name, linear.index): of_tensor[linear.weight]
         for layer in calibration.layers
         for entry in layer.inputs
         for linear in entry.linears
-        if linear.name + linear.form.weight in of_tensor
+        if linear.weight in of_tensor
     }
     sources: Mapping[str, Sequence[LinearKey]] = calibration.imatrix_sources
     return {name: of_linear[keys[0]] for name, keys in sources.items() if keys[0] in of_linear}

@@ -139,7 +139,7 @@ def _linear_rows(native: Native) -> dict[str, list[_LinearRows]]:
 
 def _rows_of(linear: Linear, tensors: Mapping[str, MappedTensor]) -> Iterator[tuple[str, _LinearRows]]:
     packed = linear.name + "_blocks"
-    tensor = tensors[packed if packed in tensors else linear.name + linear.form.weight]
+    tensor = tensors[packed if packed in tensors else linear.weight]
     turned = linear.form.turned and packed not in tensors
     rows = linear.n_in if turned else linear.n_out
     start = (linear.index or 0) * rows

@@ -223,7 +223,7 @@ def _weights(
     native: Native, quantized: Mapping[str, Linear], request: FolderRequest, stacks: Mapping[str, Matrix]
 ) -> Iterator[tuple[str, Parts]]:
     """Every weight of the folder in file order, with the tensors that store it."""
-    linears = {linear.name + linear.form.weight: linear for linear in quantized.values()}
+    linears = {linear.weight: linear for linear in quantized.values()}
     stored = FORMATS[request.method].stored
 
     @cache

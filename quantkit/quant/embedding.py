@@ -60,7 +60,7 @@ def _gain(fold: NormFold, load: Callable[[str], Array]) -> Array:
 
 
 def _product(linear: Linear, gain: Array, load: Callable[[str], Array]) -> Array:
-    name = linear.name + linear.form.weight
+    name = linear.weight
     weight = matrix({name: load(name)}, linear) * gain
     product: Array = weight.T @ weight
     return product

@@ -59,7 +59,8 @@ class LayerWeights(Weights):
             raise InputReachedError(x)
         if key is not None and self.readers.setdefault(key, (name, index)) == (name, index):
             self.inputs[key] = namespace(x).concatenate([self.inputs[key], x]) if key in self.inputs else x
-        tensor, matrix = self.tensors.get(name + form.weight), self.tensors.get(alone(name + form.weight, index))
+        tensor = self.tensors.get(name + form.weight)
+        matrix = self.tensors.get(alone(name + form.weight, index)) if tensor is None else None
         if tensor is None and matrix is None:
             return super().linear(name, x, n_out, form, index)
         if self.round_input is not None:

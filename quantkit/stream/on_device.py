@@ -41,7 +41,7 @@ def statistics_of(inputs: Iterable[Input], weights: LayerWeights, to: Any, *, gr
     """Empty statistics of the inputs, on the device `to`."""
 
     def in_halves(entry: Input) -> bool:
-        names = (linear.name + linear.form.weight for linear in entry.linears)
+        names = (linear.weight for linear in entry.linears)
         return to is not None and any(is_bfloat16(weights.tensors[name]) for name in names if name in weights.tensors)
 
     return {entry.key: Statistics.of(entry.width, gram=gram, to=to, halves=in_halves(entry)) for entry in inputs}

@@ -68,7 +68,7 @@ def groups_of(native: Source, ranges: int) -> tuple[dict[str, Group], dict[str, 
         linears = layer_linears(native.architecture, native.config, number, native.tensors)
         at = decoder.at(number)
         for linear in (linear for entry in linears.inputs for linear in entry.linears if not linear.kept):
-            tensor = linear.name + linear.form.weight
+            tensor = linear.weight
             if tensor not in native.tensors:
                 continue
             kind = ".".join("*" if part.isdigit() else part for part in tensor.removeprefix(at).split("."))

@@ -45,34 +45,22 @@ def test_an_expert_sees_its_share_of_the_tokens(width: int, samples: int, sees: 
         assert f"use --samples {samples + 1} or more" in answer.stderr
 
 
+@pytest.mark.parametrize("is_gguf", [False, True])
 @pytest.mark.parametrize(
     ("context", "scaling", "is_warned"), [(32, None, True), (33, None, False), (32, "linear", False)]
 )
 def test_samples_longer_than_the_trained_context_have_a_warning(
-    context: int, scaling: str | None, is_warned: bool, tmp_path: Path
+    context: int, scaling: str | None, is_warned: bool, is_gguf: bool, tmp_path: Path
 ) -> None:
     source = with_context(tiny_llama(tmp_path / "model"), context, scaling)
-    words = ("--samples", "4", "--seq-len", "33", "--calibrate", "--dry-run", "-o", tmp_path)
-    answer = quantkit("gguf", source, "-t", "q4_0", *words)
-    assert answer.code == 0, answer.stderr
-    sentence = "model was trained for 32 tokens, and samples have 33; use --seq-len 32"
-    assert (sentence in " ".join(answer.stderr.split())) == is_warned, answer.stderr
-
-
-@pytest.mark.parametrize(
-    ("context", "scaling", "is_warned"), [(32, None, True), (33, None, False), (32, "linear", False)]
-)
-def test_samples_longer_than_the_context_of_a_gguf_have_a_warning(
-    context: int, scaling: str | None, is_warned: bool, tmp_path: Path
-) -> None:
-    folder = with_context(tiny_llama(tmp_path / "model"), context, scaling)
-    answer = quantkit("gguf", folder, "-t", "f16", "-o", tmp_path)
-    assert answer.code == 0, answer.stderr
-    (source,) = tmp_path.rglob("*.gguf")
+    if is_gguf:
+        answer = quantkit("gguf", source, "-t", "f16", "-o", tmp_path)
+        assert answer.code == 0, answer.stderr
+        (source,) = tmp_path.rglob("*.gguf")
     words = ("--samples", "4", "--seq-len", "33", "--calibrate", "--dry-run", "-o", tmp_path / "out")
     answer = quantkit("gguf", source, "-t", "q4_0", *words)
     assert answer.code == 0, answer.stderr
-    sentence = "was trained for 32 tokens, and samples have 33; use --seq-len 32"
+    sentence = f"{source.stem} was trained for 32 tokens, and samples have 33; use --seq-len 32"
     assert (sentence in " ".join(answer.stderr.split())) == is_warned, answer.stderr
 
 
